@@ -1,0 +1,177 @@
+"""Hints over Celery: the one door to Celery, kombu and Redis for those who publish.
+
+A message says "look at these job ids", nothing more. Losing, repeating, reordering or forging one costs latency at
+the most, so nothing here waits for confirmation longer than a moment, and no setting of Celery carries a promise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from celery import Celery
+from kombu import Exchange, Queue
+from kombu.exceptions import KombuError, OperationalError
+
+from jobq.errors import Misconfigured, Unavailable
+from jobq.settings import EMBEDDED, Settings, mask_url
+
+log = logging.getLogger(__name__)
+
+TASK = "jobq.run"
+VERSION = 1
+"""Of the message's form: ``args = [VERSION, queue, [job id as 32 hex digits, …]]``."""
+MAX_IDS = 1000
+_PREFIX = "jobq."
+# Publishing to a named exchange whose binding is gone (FLUSHALL) returns normally and stores nothing; the default
+# exchange routes by the queue's name and needs no binding.
+_DEFAULT_EXCHANGE = Exchange("")
+_CONNECTION_ERRORS = (OperationalError, KombuError, ConnectionError, TimeoutError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Jobs of one queue that can be claimed."""
+
+    queue: str
+    ids: Sequence[UUID]
+
+
+class Broker(Protocol):
+    """Where hints go. Both methods raise Unavailable within seconds when the broker is away."""
+
+    def publish(self, hints: Iterable[Hint]) -> None:
+        """Send each hint as one message."""
+
+    def depth(self, queue: str) -> int:
+        """How many messages lie in the queue."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The Celery app of publishers and workers alike."""
+    app = Celery("jobq", set_as_current=False)
+    scheme = settings.broker_url.partition("://")[0]
+    rabbitmq = scheme in {"amqp", "amqps", "pyamqp"}
+    app.conf.update(
+        broker_url=settings.broker_url if settings.broker_url != EMBEDDED else f"{EMBEDDED}localhost/",
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=5,
+        broker_transport_options=_transport_options(scheme),
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_create_missing_queues=True,
+        task_default_exchange="",
+        task_acks_late=rabbitmq,
+        task_reject_on_worker_lost=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=scheme in {"redis", "rediss"},
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        worker_pool="threads",
+    )
+    return app
+
+
+def _transport_options(scheme: str) -> dict[str, Any]:
+    if scheme == "memory":
+        return {"polling_interval": 0.01}
+    if scheme in {"redis", "rediss"}:
+        return {
+            "visibility_timeout": 3600, "socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True,
+            "health_check_interval": 25,
+        }  # fmt: skip
+    return {"confirm_publish": True} if scheme in {"amqp", "amqps", "pyamqp"} else {}
+
+
+def message_queue(settings: Settings, queue: str) -> Queue:
+    """The queue of messages for a queue of jobs, as workers declare it."""
+    rabbitmq = settings.broker_url.startswith(("amqp", "pyamqp"))
+    arguments = {"x-queue-type": "quorum"} if rabbitmq else None
+    name = _PREFIX + queue
+    return Queue(name, exchange=_DEFAULT_EXCHANGE, routing_key=name, queue_arguments=arguments)
+
+
+class CeleryBroker:
+    """The broker behind Celery: Redis, RabbitMQ, or memory within one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = make_celery(settings)
+        self._where = mask_url(settings.broker_url)
+
+    def publish(self, hints: Iterable[Hint]) -> None:
+        """See ``Broker``. Hints of more than ``MAX_IDS`` ids go out in several messages."""
+        try:
+            with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+                for hint in hints:
+                    for start in range(0, len(hint.ids), MAX_IDS):
+                        self._send(producer, hint.queue, hint.ids[start : start + MAX_IDS])
+        except _CONNECTION_ERRORS as error:
+            raise self._away(error) from error
+
+    def _send(self, producer: Any, queue: str, ids: Sequence[UUID]) -> None:
+        self._app.send_task(
+            TASK,
+            args=[VERSION, queue, [job_id.hex for job_id in ids]],
+            exchange=_DEFAULT_EXCHANGE,
+            routing_key=_PREFIX + queue,
+            producer=producer,
+            retry=False,
+            ignore_result=True,
+        )
+
+    def depth(self, queue: str) -> int:
+        """See ``Broker``. A queue that the broker does not know is empty."""
+        try:
+            with self._app.connection_for_read() as connection:
+                connection.ensure_connection(max_retries=1, timeout=5)
+                channel = connection.channel()
+                try:
+                    return int(channel.queue_declare(queue=_PREFIX + queue, passive=True).message_count)
+                except connection.channel_errors:
+                    return 0
+        except _CONNECTION_ERRORS as error:
+            raise self._away(error) from error
+
+    def close(self) -> None:
+        """See ``Broker``."""
+        self._app.close()
+
+    def _away(self, error: BaseException) -> Unavailable:
+        return Unavailable(
+            f"The broker {self._where} cannot be used: {error}.",
+            code="broker_unavailable",
+            hint="Jobs go on from the database meanwhile. Check JOBQ_BROKER_URL and the server.",
+        )
+
+
+def require_shared(settings: Settings, what: str) -> None:
+    """Raise Misconfigured if the broker only lives inside one process."""
+    if settings.broker_url.startswith(EMBEDDED.partition("://")[0]):
+        raise Misconfigured(
+            f"A separate {what} needs a broker that other processes reach.",
+            code="broker_missing",
+            hint="Set JOBQ_BROKER_URL (redis://host:6379/0 or amqp://user:password@host//), or run: jobq dev",
+        )
+
+
+def parse_hint(args: Any) -> Hint | None:
+    """The hint in a message's arguments; None for what no jobq of this version sent: it is dropped, never executed."""
+    match args:
+        case [int(version), str(queue), [*ids]] if version == VERSION and 0 < len(ids) <= MAX_IDS:
+            try:
+                return Hint(queue, [UUID(hex=job_id) for job_id in ids])
+            except (ValueError, TypeError, AttributeError):
+                return None
+        case _:
+            return None

@@ -1,0 +1,124 @@
+"""Settings: flags, then ``JOBQ_*`` environment, then a TOML file, then defaults. One object per process."""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+EMBEDDED = "memory://"
+"""The broker inside ``jobq dev``: it ends at the process, so separate workers and schedulers refuse it."""
+
+
+def data_folder() -> Path:
+    """Where a user's own data lies (XDG base directory specification)."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "jobq"
+
+
+def _config_file() -> Path:
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get("JOBQ_CONFIG") or base / "jobq" / "jobq.toml")
+
+
+class Policy(BaseModel):
+    """What the operator allows: checked when a job is accepted, and again by the worker that executes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[str] = Field(default_factory=lambda: ["*"])
+    """Shell patterns of allowed container images."""
+    networks: list[str] = Field(default_factory=list)
+    """Names of Docker networks that containers may ask for."""
+    max_memory: int | None = None
+    max_cpus: float | None = None
+    max_pids: int | None = 4096
+    min_interval: timedelta = timedelta(seconds=1)
+    max_container_timeout: timedelta = timedelta(hours=1)
+    probe_networks: list[str] = Field(default_factory=list)
+    """CIDR blocks that probes may reach although they are not public (development: 127.0.0.0/8)."""
+
+    _NEVER: ClassVar[frozenset[str]] = frozenset({"host", "bridge", "default"})
+
+    def allows_image(self, image: str) -> bool:
+        return any(fnmatch.fnmatchcase(image, pattern) for pattern in self.images)
+
+    def network_modes_forbidden(self, network: str | None) -> bool:
+        """True for host mode, for another container's network, and for names that the operator did not list."""
+        if network is None or network == "none":
+            return False
+        return network == "host" or ":" in network or network not in self.networks
+
+    def networks_allowed(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        return tuple(ipaddress.ip_network(block, strict=False) for block in self.probe_networks)
+
+
+class Settings(BaseSettings):
+    """Every setting, with its unit in the name or in the text; durations are seconds or ISO-8601."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="JOBQ_", env_nested_delimiter="__", extra="ignore", validate_default=True
+    )
+
+    database_url: str = Field(default_factory=lambda: f"sqlite:///{data_folder() / 'jobq.db'}")
+    broker_url: str = EMBEDDED
+    docker_host: str = Field(default_factory=lambda: os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
+    secret_key: SecretStr = SecretStr("")
+    env_id: str = "default"
+    """Name of this installation: marks its containers, and ``env_id`` of job_details."""
+    tenant: str = "default"
+    plugins: list[str] = Field(default_factory=list)
+    """Executors to load beside the installed entry points, as ``module:Class``."""
+    policy: Policy = Field(default_factory=Policy)
+
+    lease: timedelta = timedelta(seconds=30)
+    renew_every: timedelta = timedelta(seconds=5)
+    reattach_grace: timedelta = timedelta(minutes=5)
+    stop_grace: timedelta = timedelta(seconds=2)
+    """Between the stop signal and the kill of a container."""
+    prepare_timeout: timedelta = timedelta(minutes=5)
+    """For the pull of the image and the creation of the container together."""
+    drain_timeout: timedelta = timedelta(seconds=25)
+    """How long a worker that was told to stop lets its jobs go on."""
+    max_log_bytes: int = 1024 * 1024
+    """Of each job's log; half of it is kept from the head, half from the tail."""
+    max_spec_bytes: int = 256 * 1024
+    retention: timedelta = timedelta(days=30)
+    """How long finished jobs are kept."""
+    log_level: str = "INFO"
+    hints_per_message: int = Field(default=200, ge=1, le=1000)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, file: in this order."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_file()))
+
+    def masked(self) -> dict[str, Any]:
+        """The effective values, passwords and keys replaced by asterisks: what ``jobq config`` prints."""
+        values = self.model_dump(mode="json")
+        for name in ("database_url", "broker_url", "docker_host"):
+            values[name] = mask_url(values[name])
+        if self.secret_key.get_secret_value():
+            values["secret_key"] = "***"
+        return values
+
+
+def mask_url(url: str) -> str:
+    """The URL without its password."""
+    head, found, rest = url.partition("://")
+    if not found or "@" not in rest:
+        return url
+    userinfo, _, tail = rest.rpartition("@")
+    return f"{head}://{userinfo.partition(':')[0]}:***@{tail}"

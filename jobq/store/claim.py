@@ -1,0 +1,269 @@
+"""A worker takes jobs, and reports on them: claim and record, one transaction for many jobs.
+
+The claim is a compare-and-set on QUEUED that also raises ``attempt``. From then on every write of the owner names
+its id, that attempt, its worker id and RUNNING; when one of them no longer holds, the write does nothing and the
+worker is told which jobs it lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from jobq.models import Outcome, Step
+from jobq.retry import RetryPolicy, backoff, retryable
+from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled, give_back, retry_or_fail
+from jobq.store.database import Json, id_list, incoming, is_one_of, now, rows_json
+from jobq.store.finish import Change, EndedAttempt, finish, lock_running, put_back
+from jobq.store.tables import job_data, jobs, workers
+
+MAX_REQUEUES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that now is this worker's, and all that its execution needs."""
+
+    id: UUID
+    attempt: int
+    tenant: str
+    kind: str
+    name: str
+    queue: str
+    trigger: Trigger
+    timeout: float | None
+    scheduled_at: datetime | None
+    started_at: datetime
+    workflow_id: UUID | None
+    parent_id: UUID | None
+    spec: Any
+    state: Any
+    retry: Any
+    checkpoint: Any
+
+
+_TAKEN = [
+    jobs.c[name]
+    for name in (
+        "id", "attempt", "tenant", "kind", "name", "queue", "trigger", "timeout", "scheduled_at", "started_at",
+        "workflow_id", "parent_id",
+    )
+]  # fmt: skip
+
+
+def _take(chosen: Any) -> Any:
+    """QUEUED → RUNNING for the chosen ids, unless the worker was declared dead."""
+    worker = sa.bindparam("worker", type_=sa.Uuid)
+    hosted = jobs.c.kind.in_(sa.bindparam("hosted", expanding=True))
+    return (
+        sa.update(jobs)
+        .where(
+            jobs.c.id.in_(chosen),
+            sa.exists().where(workers.c.id == worker, workers.c.dead_at.is_(None)),
+        )
+        .values(
+            status=Status.RUNNING.value,
+            reason=sa.case((hosted, Reason.PREPARING.value), else_=Reason.EXECUTING.value),
+            attempt=jobs.c.attempt + 1,
+            worker_id=worker,
+            host=sa.case((hosted, sa.bindparam("on_host", type_=sa.Text))),
+            started_at=now(),
+            next_send_at=None,
+        )
+        .returning(*_TAKEN)
+    )
+
+
+@cache
+def _take_ids(dialect: str) -> Any:
+    """Claim by the ids of a hint: workers with different hints never meet."""
+    chosen = (
+        sa.select(jobs.c.id)
+        .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.status == Status.QUEUED.value, jobs.c.desired == "RUN")
+        .where(jobs.c.queue.concat("") == sa.bindparam("of_queue", type_=sa.Text))  # found by id, never by queue
+        .order_by(jobs.c.id)
+        .with_for_update(skip_locked=True)
+    )
+    return _take(chosen)
+
+
+@cache
+def _take_waiting(dialect: str) -> Any:
+    """Claim without a hint: what was promoted first, of one queue."""
+    chosen = (
+        sa.select(jobs.c.id)
+        .where(
+            jobs.c.queue == sa.bindparam("of_queue", type_=sa.Text),
+            jobs.c.next_send_at.is_not(None),
+            jobs.c.desired == "RUN",
+        )
+        .order_by(jobs.c.priority.desc(), jobs.c.next_send_at)
+        .limit(sa.bindparam("room", type_=sa.Integer))
+        .with_for_update(skip_locked=True)
+    )
+    return _take(chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who claims. ``hosted``: the kinds whose work lives on ``host`` and can be recovered there."""
+
+    worker_id: UUID
+    host: str | None = None
+    hosted: tuple[str, ...] = ()
+
+
+def claim(conn: Connection, by: Claimant, queue: str, ids: Sequence[UUID]) -> list[Claimed]:
+    """Take those of the ids that are QUEUED in this queue; the others fall away (taken, canceled, paused, forged)."""
+    dialect = conn.dialect.name
+    return _taken(conn, by, _take_ids(dialect), {"of_queue": queue, "ids": id_list(dialect, ids)})
+
+
+def claim_waiting(conn: Connection, by: Claimant, queue: str, room: int) -> list[Claimed]:
+    """Take up to ``room`` QUEUED jobs of the queue straight from the database: no message is needed."""
+    return _taken(conn, by, _take_waiting(conn.dialect.name), {"of_queue": queue, "room": room})
+
+
+def _taken(conn: Connection, by: Claimant, statement: Any, parameters: dict[str, Any]) -> list[Claimed]:
+    who = {"worker": by.worker_id, "on_host": by.host, "hosted": list(by.hosted)}
+    rows = conn.execute(statement, {**parameters, **who}).all()
+    return with_data(conn, rows)
+
+
+def with_data(conn: Connection, rows: Sequence[Row[Any]]) -> list[Claimed]:
+    """The rows of jobs together with their specs, in the order of their ids."""
+    if not rows:
+        return []
+    dialect = conn.dialect.name
+    parts = {
+        job_id: (spec, state, retry, checkpoint)
+        for job_id, spec, state, retry, checkpoint in conn.execute(
+            _data(dialect), {"ids": id_list(dialect, (row.id for row in rows))}
+        )
+    }
+    return [Claimed(*row, *parts[row.id]) for row in sorted(rows, key=lambda row: row.id)]
+
+
+@cache
+def _data(dialect: str) -> Any:
+    c = job_data.c
+    return sa.select(c.job_id, c.spec, c.state, c.retry, c.checkpoint).where(is_one_of(dialect, c.job_id, "ids"))
+
+
+# --- record --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker says of one attempt. ``drained``: it stopped only because the worker goes away."""
+
+    id: UUID
+    attempt: int
+    outcome: Outcome
+    started_at: datetime
+    retry: RetryPolicy
+    steps: list[Step]
+    drained: bool = False
+
+
+def record(conn: Connection, worker_id: UUID, reports: Sequence[Report]) -> set[UUID]:
+    """Write the outcomes of many attempts; returns the ids that were this worker's to write.
+
+    A success needs no look at the row. Whether a failure is tried again depends on what the row says now (a
+    request to cancel, the failures so far), so those rows are locked first, then decided, then written.
+    """
+    plain = [report for report in reports if report.outcome.status is Status.COMPLETED]
+    others = [report for report in reports if report.outcome.status is not Status.COMPLETED]
+    written = finish(conn, (_ending(worker_id, report) for report in plain))
+    if not others:
+        return written
+    rows = lock_running(conn, worker_id, (report.id for report in others))
+    changes = [
+        _decided(worker_id, report, row)
+        for report in others
+        if (row := rows.get(report.id)) is not None and row.attempt == report.attempt
+    ]
+    ends = [change for change in changes if change.to.terminal]
+    back = [change for change in changes if not change.to.terminal]
+    return written | finish(conn, ends) | put_back(conn, back)
+
+
+def _ending(worker_id: UUID, report: Report) -> Change:
+    to = Transition(report.outcome.status, report.outcome.reason)
+    return _change(worker_id, report, to, kind=report.outcome.status.value)
+
+
+def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
+    """What becomes of a job whose attempt did not complete: pure decisions of ``jobq.states``, one per case."""
+    outcome, desired = report.outcome, Desired(row.desired)
+    if report.drained:
+        return _change(worker_id, report, give_back(desired=desired), kind="DRAINED")
+    if outcome.status is Status.CANCELED:
+        why = Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER
+        return _change(worker_id, report, canceled(why), kind="CANCELED")
+    if outcome.reason is Reason.REQUEUED:
+        if row.requeues < MAX_REQUEUES:
+            back = give_back(desired=desired, due_in=outcome.delay)
+            change = _change(worker_id, report, back, kind="REQUEUED")
+            change.requeued = True
+            return change
+        to = Transition(Status.FAILED, Reason.ERROR, charged=True)
+        return _change(worker_id, report, to, kind="FAILED", message=f"{outcome.message} (after {row.requeues} requeues)")
+    to = retry_or_fail(
+        failure=outcome.reason,
+        retryable=retryable(report.retry, outcome),
+        failures=row.failures,
+        max_attempts=row.max_attempts,
+        desired=desired,
+        backoff=backoff(report.retry, row.failures + 1, report.id.int ^ row.attempt),
+    )
+    return _change(worker_id, report, to, kind="LOST" if outcome.error_class == "lost" else "FAILED")
+
+
+def _change(worker_id: UUID, report: Report, to: Transition, *, kind: str, message: str | None = None) -> Change:
+    outcome = report.outcome
+    ended = EndedAttempt.of(outcome, report.started_at, worker_id, charged=to.charged, kind=kind)
+    ended.steps = [(step.name, step.at, step.seconds) for step in report.steps]
+    return Change(
+        report.id, Status.RUNNING, report.attempt, to, worker_id,
+        message=message or outcome.message or None, error_class=outcome.error_class or None, ended=ended,
+    )  # fmt: skip
+
+
+def mark_executing(conn: Connection, worker_id: UUID, running: Iterable[tuple[UUID, int]]) -> None:
+    """RUNNING·preparing → executing: the preparation of these attempts is over."""
+    dialect = conn.dialect.name
+    conn.execute(_executing(dialect), {"worker": worker_id, "ids": id_list(dialect, (job_id for job_id, _ in running))})
+
+
+@cache
+def _executing(dialect: str) -> Any:
+    return (
+        sa.update(jobs)
+        .where(
+            is_one_of(dialect, jobs.c.id, "ids"),
+            jobs.c.worker_id.is_not_distinct_from(sa.bindparam("worker", type_=sa.Uuid)),
+            jobs.c.reason == Reason.PREPARING.value,
+        )
+        .values(reason=Reason.EXECUTING.value)
+    )
+
+
+def save_checkpoints(conn: Connection, checkpoints: Mapping[UUID, tuple[int, dict[str, Any]]]) -> None:
+    """Keep a small document with each of these jobs, for whoever recovers the attempt."""
+    rows = [{"job_id": job_id, "checkpoint": document} for job_id, (_, document) in sorted(checkpoints.items())]
+    if rows:
+        conn.execute(_save(conn.dialect.name), {"notes": rows_json(rows)})
+
+
+@cache
+def _save(dialect: str) -> Any:
+    note = incoming(dialect, "notes", {"job_id": sa.Uuid(), "checkpoint": Json})
+    return sa.update(job_data).where(job_data.c.job_id == note.c.job_id).values(checkpoint=note.c.checkpoint)

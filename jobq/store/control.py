@@ -1,0 +1,216 @@
+"""What people do to jobs, queues and tenants: cancel, pause, resume, retry, limits. Each leaves an event."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from jobq.errors import Conflict, NotFound
+from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled
+from jobq.store.database import insert, now, take_promote_lock
+from jobq.store.finish import Change, finish, put_back
+from jobq.store.jobs import new_id
+from jobq.store.tables import events, jobs, queues, tenants
+
+
+def add_event(conn: Connection, tenant: str, subject: str, action: str, actor: str, detail: Any = None) -> None:
+    """Only interventions are events: what a person did, to what, and when."""
+    conn.execute(
+        sa.insert(events).values(
+            id=new_id(), at=now(), tenant=tenant, subject=subject, action=action, actor=actor, detail=detail
+        )
+    )
+
+
+def list_events(conn: Connection, subject: str) -> list[Row[Any]]:
+    """The interventions on one subject, oldest first."""
+    return list(conn.execute(sa.select(events).where(events.c.subject == subject).order_by(events.c.id)))
+
+
+def _lock(conn: Connection, tenant: str | None, job_id: UUID) -> Row[Any]:
+    query = sa.select(jobs).where(jobs.c.id == job_id).with_for_update()
+    row = conn.execute(query if tenant is None else query.where(jobs.c.tenant == tenant)).first()
+    if row is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return row
+
+
+def cancel(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
+    """Cancel a job: at once while it waits; a running one is asked to stop and ends within a renewal (5 s).
+
+    Raises Conflict ``already_finished`` if it has ended.
+    """
+    row = _lock(conn, tenant, job_id)
+    status = Status(row.status)
+    if row.finished_at is not None:
+        raise Conflict(f"Job {job_id} has ended as {row.status}.", code="already_finished")
+    if status is Status.RUNNING:
+        conn.execute(sa.update(jobs).where(jobs.c.id == job_id).values(desired=Desired.CANCEL.value))
+    else:
+        finish(conn, [Change(job_id, status, row.attempt, canceled(), message=f"canceled by {actor}")])
+    add_event(conn, row.tenant, f"job:{job_id}", "cancel", actor)
+
+
+def pause(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
+    """Hold a waiting job until somebody resumes it. Pausing a paused job changes nothing.
+
+    Raises Conflict: ``already_finished``, or ``not_pausable`` for AUTOMATIC and for running jobs.
+    """
+    row = _lock(conn, tenant, job_id)
+    if row.finished_at is not None:
+        raise Conflict(f"Job {job_id} has ended as {row.status}.", code="already_finished")
+    if row.trigger == Trigger.AUTOMATIC.value:
+        raise Conflict(
+            "A job that a schedule made cannot be paused.", code="not_pausable", hint="Pause its workflow instead."
+        )
+    if row.status == Status.RUNNING.value:
+        raise Conflict("A running job cannot be paused.", code="not_pausable", hint="Cancel it instead.")
+    conn.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(
+            status=Status.PENDING.value, reason=Reason.PAUSED.value, desired=Desired.PAUSE.value, due_at=None,
+            next_send_at=None, queued_at=None,
+        )
+    )  # fmt: skip
+    add_event(conn, row.tenant, f"job:{job_id}", "pause", actor)
+
+
+def resume(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
+    """Let a paused job go on: its reason is derived again. Resuming what is not paused changes nothing."""
+    row = _lock(conn, tenant, job_id)
+    if row.finished_at is not None:
+        raise Conflict(f"Job {job_id} has ended as {row.status}.", code="already_finished")
+    if row.reason != Reason.PAUSED.value:
+        return
+    waits = sa.and_(jobs.c.scheduled_at.is_not(None), jobs.c.scheduled_at > now(), jobs.c.attempt == 0)
+    conn.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(
+            desired=Desired.RUN.value,
+            reason=sa.case((waits, Reason.SCHEDULED.value), else_=Reason.READY.value),
+            due_at=sa.case((waits, jobs.c.scheduled_at)),
+            ready_at=sa.case((waits, sa.null()), else_=now()),
+        )
+    )
+    add_event(conn, row.tenant, f"job:{job_id}", "resume", actor)
+
+
+# --- queues and tenants ----------------------------------------------------------------------------------------
+
+
+def pause_queue(conn: Connection, queue: str, actor: str) -> int:
+    """Nothing of this queue starts from now on; what was promoted goes back to waiting. Returns how many did."""
+    take_promote_lock(conn, wait=True)
+    values = {"name": queue, "paused_at": now()}
+    conn.execute(
+        insert(conn.dialect.name, queues)
+        .values(**values)
+        .on_conflict_do_update(
+            index_elements=["name"], set_={"paused_at": sa.func.coalesce(queues.c.paused_at, now())}
+        )
+    )
+    promoted = conn.execute(
+        sa.select(jobs.c.id, jobs.c.attempt)
+        .where(jobs.c.queue == queue, jobs.c.next_send_at.is_not(None))
+        .order_by(jobs.c.id)
+        .with_for_update(skip_locked=True)  # a row that is being claimed right now is running already
+    ).all()
+    back = Transition(Status.PENDING, Reason.READY)
+    put_back(conn, (Change(row.id, Status.QUEUED, row.attempt, back) for row in promoted))
+    add_event(conn, "", f"queue:{queue}", "pause", actor)
+    return len(promoted)
+
+
+def resume_queue(conn: Connection, queue: str, actor: str) -> None:
+    """The queue's jobs may start again."""
+    take_promote_lock(conn, wait=True)
+    conn.execute(sa.update(queues).where(queues.c.name == queue).values(paused_at=None))
+    add_event(conn, "", f"queue:{queue}", "resume", actor)
+
+
+def limit_queue(conn: Connection, queue: str, limit: int | None, actor: str) -> None:
+    """At most ``limit`` jobs of this queue are queued or running at once; None: no limit."""
+    take_promote_lock(conn, wait=True)
+    conn.execute(
+        insert(conn.dialect.name, queues)
+        .values(name=queue, limit=limit)
+        .on_conflict_do_update(index_elements=["name"], set_={"limit": limit})
+    )
+    add_event(conn, "", f"queue:{queue}", "limit", actor, {"limit": limit})
+
+
+def set_tenant(
+    conn: Connection, tenant: str, actor: str, *, weight: float | None = None, limit: int | None = None, unlimit: bool = False
+) -> None:
+    """A tenant's share (relative weight) and how many of its jobs are queued or running at once."""
+    take_promote_lock(conn, wait=True)
+    changed: dict[str, Any] = {}
+    if weight is not None:
+        changed["weight"] = weight
+    if limit is not None or unlimit:
+        changed["limit"] = limit
+    statement = insert(conn.dialect.name, tenants).values(name=tenant, **changed)
+    if changed:
+        conn.execute(statement.on_conflict_do_update(index_elements=["name"], set_=changed))
+    else:
+        conn.execute(statement.on_conflict_do_nothing())
+    add_event(conn, tenant, f"tenant:{tenant}", "set", actor, changed)
+
+
+def list_queues(conn: Connection) -> list[dict[str, Any]]:
+    """Every queue that has jobs in flight or waiting, workers, or a setting: with its counts.
+
+    ``ready`` is exact up to 10,000 and stops counting there.
+    """
+    from jobq.store.promote import read_load
+
+    load = read_load(conn)
+    waiting = [
+        (name, conn.scalar(sa.select(sa.func.count()).select_from(_ready(name).limit(10_000).subquery())))
+        for name in _ready_queues(conn)
+    ]
+    ready = dict(waiting)
+    names = sorted({*load.slots, *load.queues, *load.paused, *load.queue_limits, *ready})
+    return [
+        {"name": name, "ready": ready.get(name, 0), "in_flight": load.queues[name], "slots": load.slots.get(name, 0),
+         "limit": load.queue_limits.get(name), "paused": name in load.paused}
+        for name in names
+    ]  # fmt: skip
+
+
+def _ready(queue: str) -> Any:
+    return sa.select(jobs.c.id).where(jobs.c.reason == sa.literal_column("'ready'"), jobs.c.queue == queue)
+
+
+def _ready_queues(conn: Connection) -> list[str]:
+    """The queues that have ready jobs: one step over the index for each, never a scan."""
+    names: list[str] = []
+    after = ""
+    while True:
+        found = conn.scalar(
+            sa.select(sa.func.min(jobs.c.queue)).where(
+                jobs.c.reason == sa.literal_column("'ready'"), jobs.c.queue > after
+            )
+        )
+        if found is None:
+            return names
+        names.append(found)
+        after = found
+
+
+def list_tenants(conn: Connection) -> list[dict[str, Any]]:
+    """Tenants with a setting or with jobs in flight."""
+    from jobq.store.promote import read_load
+
+    load = read_load(conn)
+    names = sorted({*load.weights, *load.tenants, *load.tenant_limits})
+    return [
+        {"name": name, "weight": load.weights.get(name, 1.0), "limit": load.tenant_limits.get(name),
+         "in_flight": load.tenants[name]}
+        for name in names
+    ]  # fmt: skip

@@ -1,0 +1,351 @@
+"""The door to the database: connections, transactions, and every difference between PostgreSQL and SQLite.
+
+All other modules of the store build one statement for both. What cannot be the same lives here: the clock, sets
+of ids and rows as one parameter, the lock of the promoter, and how a transaction begins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import ColumnElement, FromClause
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from jobq.errors import Misconfigured, Unavailable
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+POSTGRESQL = "postgresql"
+_INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"
+_SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
+_NO_SCHEMA = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
+_STATEMENT_TIMEOUT_MS = 30_000
+_IDLE_IN_TRANSACTION_MS = 15_000
+
+
+# --- types -------------------------------------------------------------------------------------------------
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware instant in UTC. SQLite keeps it as text of fixed width, which sorts as the instants do."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(sa.DateTime(timezone=True) if dialect.name == POSTGRESQL else sa.String(27))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        return value if value is None or dialect.name == POSTGRESQL else instant_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None or isinstance(value, datetime):
+            return value if value is None else value.astimezone(UTC)
+        return datetime.strptime(value, _INSTANT).replace(tzinfo=UTC)
+
+
+Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), POSTGRESQL)
+
+
+def instant_text(value: datetime) -> str:
+    """The one textual form of an instant that both databases read."""
+    return value.astimezone(UTC).strftime(_INSTANT)
+
+
+# --- the database's clock ------------------------------------------------------------------------------------
+
+
+class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's clock: the only one that instants are compared by."""
+
+    type = Instant()
+    inherit_cache = True
+    name = "now"
+
+
+@compiles(now, POSTGRESQL)
+def _now_postgresql(element: Any, compiler: Any, **_: Any) -> str:
+    return "statement_timestamp()"
+
+
+@compiles(now)
+def _now_sqlite(element: Any, compiler: Any, **_: Any) -> str:
+    return "strftime('%Y-%m-%dT%H:%M:%f000Z', 'now')"
+
+
+class plus(FunctionElement[datetime]):  # noqa: N801
+    """``plus(instant, seconds)``: the instant so many seconds later (or earlier); NULL if either is NULL."""
+
+    type = Instant()
+    inherit_cache = True
+    name = "plus"
+
+
+@compiles(plus, POSTGRESQL)
+def _plus_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    instant, seconds = element.clauses
+    return f"({compiler.process(instant, **kw)} + {compiler.process(seconds, **kw)} * interval '1 second')"
+
+
+@compiles(plus)
+def _plus_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    instant, seconds = element.clauses
+    return (
+        f"strftime('%Y-%m-%dT%H:%M:%f000Z', {compiler.process(instant, **kw)}, "
+        f"printf('%+.3f seconds', {compiler.process(seconds, **kw)}))"
+    )
+
+
+def later(seconds: float | ColumnElement[Any]) -> ColumnElement[datetime]:
+    """The database's now, so many seconds later."""
+    return plus(now(), sa.cast(seconds, sa.Float))
+
+
+# --- many values as one parameter ---------------------------------------------------------------------------
+
+
+def incoming(dialect: str, parameter: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
+    """Rows that come as one JSON array (see ``rows_json``), as a table named after the parameter.
+
+    One parameter of one statement carries a batch of any size, so the statement's text never changes.
+    """
+    if dialect == POSTGRESQL:
+        array = sa.cast(sa.bindparam(parameter, type_=sa.Text), postgresql.JSONB)
+        return (
+            sa.func.jsonb_to_recordset(array)
+            .table_valued(*(sa.column(name, type_) for name, type_ in columns.items()), name=parameter)
+            .render_derived(name=parameter, with_types=True)
+        )
+    each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text)).table_valued("value", "key", name=f"{parameter}_")
+    values = (
+        # "->" keeps the JSON text of a part, json_extract gives plain values.
+        sa.type_coerce(
+            each.c.value.op("->")(f"$.{name}") if type_ is Json else sa.func.json_extract(each.c.value, f"$.{name}"),
+            type_,
+        ).label(name)
+        for name, type_ in columns.items()
+    )
+    return sa.select(*values).order_by(each.c.key).subquery(parameter)
+
+
+def is_one_of(dialect: str, column: ColumnElement[Any], parameter: str) -> ColumnElement[bool]:
+    """``column`` is among the values that come as one parameter (see ``id_list``)."""
+    if dialect == POSTGRESQL:
+        item = column.type if not isinstance(column.type, sa.Text) else sa.Text()
+        return column == sa.any_(sa.cast(sa.bindparam(parameter, type_=postgresql.ARRAY(sa.Text)), postgresql.ARRAY(item)))
+    each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text)).table_valued("value", name=f"{parameter}_")
+    return column.in_(sa.select(each.c.value))
+
+
+def id_list(dialect: str, values: Iterable[UUID | str]) -> Any:
+    """The parameter that ``is_one_of`` reads; sorted, because rows are locked in the order of their ids."""
+    texts = sorted(value.hex if isinstance(value, UUID) else value for value in values)
+    return texts if dialect == POSTGRESQL else json.dumps(texts)
+
+
+def rows_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The parameter that ``incoming`` reads."""
+    return json.dumps(rows, default=_plain, separators=(",", ":"), ensure_ascii=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, UUID):
+        return value.hex
+    if isinstance(value, datetime):
+        return instant_text(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def insert(dialect: str, table: sa.Table) -> Any:
+    """INSERT that knows ON CONFLICT."""
+    return postgresql.insert(table) if dialect == POSTGRESQL else sqlite.insert(table)
+
+
+# --- locks and wake-ups ---------------------------------------------------------------------------------------
+
+_PROMOTE_LOCK = 0x6A6F6271  # "jobq": one key for everything that changes who may be promoted
+CHANNEL = "jobq_wake"
+
+
+def take_promote_lock(conn: Connection, *, wait: bool) -> bool:
+    """The lock of promotion, until the transaction ends. SQLite's write transaction is that lock already."""
+    if conn.dialect.name != POSTGRESQL:
+        return True
+    if wait:
+        conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_PROMOTE_LOCK)))
+        return True
+    return bool(conn.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_PROMOTE_LOCK))))
+
+
+def notify(conn: Connection) -> None:
+    """Wake the schedulers when this transaction commits. SQLite's readers see the commit by themselves."""
+    if conn.dialect.name == POSTGRESQL:
+        conn.exec_driver_sql(f"NOTIFY {CHANNEL}")
+
+
+# --- connections and transactions --------------------------------------------------------------------------
+
+
+class Database:
+    """One engine for a process. ``begin`` is a writing transaction, ``read`` a reading one.
+
+    Losing the connection, a deadlock or a lock timeout raises ``Unavailable``; ``run`` repeats those that a
+    repetition cures. Nothing here keeps a transaction open while it waits for anything but the database.
+    """
+
+    _RETRIES: ClassVar[int] = 5
+
+    def __init__(self, url: str, *, pool_size: int = 8, application: str = "jobq") -> None:
+        self.url = _parse(url)
+        self.engine = _engine(self.url, pool_size, application)
+        self.dialect = self.engine.dialect.name
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction that writes; it commits at the end of the block, or rolls back when the block raises."""
+        with _translated(), self.engine.begin() as conn:
+            yield conn
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads, and on SQLite takes no write lock."""
+        with _translated(), self.engine.connect().execution_options(jobq_reads=True) as conn:
+            yield conn
+
+    def run(self, work: Callable[[Connection], Result]) -> Result:
+        """``work`` in a writing transaction, again after a deadlock or a serialization failure.
+
+        A COMMIT whose reply was lost is repeated too: ``work`` must carry its identities with it (ids made by the
+        caller, guards on attempt and status), so that a second run finds what the first one did.
+        """
+        for tries in range(1, self._RETRIES + 1):
+            try:
+                with self.begin() as conn:
+                    return work(conn)
+            except _Transient:
+                if tries == self._RETRIES:
+                    raise
+                time.sleep(random.uniform(0.005, 0.02) * tries)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self.engine.dispose()
+
+
+class _Transient(Unavailable):
+    """A repetition of the whole transaction is likely to succeed at once."""
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise _translate(error) from error
+    except DBAPIError as error:
+        if _sqlstate(error) in _SERIALIZATION_FAILURES | _NO_SCHEMA or error.connection_invalidated:
+            raise _translate(error) from error
+        raise
+
+
+def _translate(error: DBAPIError) -> Exception:
+    cause = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+    if _sqlstate(error) in _NO_SCHEMA or "no such table" in cause or "no such column" in cause:
+        return Misconfigured(
+            "The database has no jobq tables, or tables of another version.", code="schema", hint="Run: jobq db upgrade"
+        )
+    transient = _sqlstate(error) in _SERIALIZATION_FAILURES or "database is locked" in cause
+    if transient:
+        return _Transient(f"The database is busy: {cause}.", code="database_unavailable")
+    return Unavailable(
+        f"The database cannot be used: {cause}.",
+        code="database_unavailable",
+        hint="Nothing was changed. Check JOBQ_DATABASE_URL and the server; jobq doctor tells more.",
+    )
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in {"postgres", "postgresql"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise Misconfigured(
+            "JOBQ_DATABASE_URL is no address of a database that jobq knows.",
+            hint="Write postgresql://user@host/name or sqlite:////absolute/path.db",
+        ) from error
+    except ImportError as error:
+        raise _driver_missing() from error
+    return parsed
+
+
+def _driver_missing() -> Misconfigured:
+    return Misconfigured("The driver for PostgreSQL is missing.", hint="Run: pip install 'jobq[postgres]'")
+
+
+def _engine(url: URL, pool_size: int, application: str) -> Engine:
+    if url.get_backend_name() == POSTGRESQL:
+        options = (
+            f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c lock_timeout=10000 "
+            f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS} "
+            # Plans cached while the tables were empty cost several times the right ones later.
+            "-c plan_cache_mode=force_custom_plan -c timezone=UTC -c synchronous_commit=on"
+        )
+        arguments = {
+            "options": options, "application_name": application, "connect_timeout": 5,
+            "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000,
+        }  # fmt: skip
+        try:
+            return sa.create_engine(
+                url, pool_size=pool_size, max_overflow=4, pool_timeout=10, pool_pre_ping=False, connect_args=arguments,
+                isolation_level="READ COMMITTED",
+            )  # fmt: skip
+        except ImportError as error:
+            raise _driver_missing() from error
+    if url.database and url.database != ":memory:":
+        Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = sa.create_engine(url, pool_size=pool_size, max_overflow=4, connect_args={"timeout": 10})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where we say, see _begin_sqlite
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(conn: Connection) -> None:
+    # A transaction that reads first and writes later would fail when another one wrote in between.
+    reads = conn.get_execution_options().get("jobq_reads", False)
+    conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+__all__ = [
+    "CHANNEL", "POSTGRESQL", "Database", "Instant", "Json", "id_list", "incoming", "insert", "instant_text",
+    "is_one_of", "later", "notify", "now", "plus", "rows_json", "take_promote_lock",
+]  # fmt: skip

@@ -1,0 +1,356 @@
+"""The one place where jobs end, and the way back to PENDING.
+
+Every terminal write (record, reap, cancel, stale, overlap, termination of a workflow) goes through ``finish``: one
+guarded UPDATE for the whole batch, then everything that an end means to others, in the same transaction. What does
+not match its guard is not written, and not returned: that is how the loser of a race is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from jobq.models import Outcome
+from jobq.states import Reason, Status, Transition, Trigger, may_go
+from jobq.store.database import Instant, Json, id_list, incoming, insert, is_one_of, later, now, rows_json
+from jobq.store.tables import attempts, jobs, workflows
+
+
+@dataclass(slots=True)
+class Change:
+    """One job's next state, and the guard: what the writer believes the job to be."""
+
+    id: UUID
+    was: Status
+    attempt: int
+    to: Transition
+    worker_id: UUID | None = None
+    """Guard, for the changes that an owner makes: the job must still be this worker's."""
+    message: str | None = None
+    error_class: str | None = None
+    requeued: bool = False
+    ended: EndedAttempt | None = None
+    """The attempt that ends with this change, if one does."""
+
+
+@dataclass(slots=True)
+class EndedAttempt:
+    """What is kept of an attempt."""
+
+    started_at: datetime
+    outcome: str
+    reason: str
+    charged: bool
+    worker_id: UUID | None
+    message: str | None = None
+    error_class: str | None = None
+    exit_code: int | None = None
+    result: Any = None
+    steps: list[tuple[str, float, float]] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, outcome: Outcome, started_at: datetime, worker_id: UUID | None, *, charged: bool, kind: str) -> EndedAttempt:
+        """The record of an attempt that its executor reported on; ``kind``: see ``jobq.models.Attempt``."""
+        return cls(
+            started_at, kind, outcome.reason.value, charged, worker_id, outcome.message or None,
+            outcome.error_class or None, outcome.exit_code, outcome.result, usage=outcome.usage,
+        )  # fmt: skip
+
+
+_CHANGE_COLUMNS: dict[str, Any] = {
+    "id": sa.Uuid(), "was": sa.Text(), "attempt": sa.Integer(), "worker_id": sa.Uuid(), "status": sa.Text(),
+    "reason": sa.Text(), "message": sa.Text(), "error_class": sa.Text(), "charged": sa.Integer(),
+    "requeued": sa.Integer(), "due_in": sa.Float(),
+}  # fmt: skip
+_ATTEMPT_COLUMNS: dict[str, Any] = {
+    "job_id": sa.Uuid(), "attempt": sa.Integer(), "worker_id": sa.Uuid(), "outcome": sa.Text(), "reason": sa.Text(),
+    "charged": sa.Boolean(), "started_at": Instant(), "message": sa.Text(), "error_class": sa.Text(),
+    "exit_code": sa.Integer(), "result": Json, "steps": Json, "usage": Json,
+}  # fmt: skip
+
+
+def _guarded(change: Any) -> Any:
+    return sa.and_(
+        jobs.c.id == change.c.id,
+        jobs.c.status == change.c.was,
+        jobs.c.attempt == change.c.attempt,
+        # Not written as an equality alone: the index on worker_id would be a bad way to find a job by its id.
+        sa.func.coalesce(change.c.worker_id, jobs.c.worker_id).is_not_distinct_from(jobs.c.worker_id),
+    )
+
+
+@cache
+def _finish(dialect: str) -> Any:
+    """End jobs. Each row is found by its id and must still be as its writer saw it."""
+    change = incoming(dialect, "changes", _CHANGE_COLUMNS)
+    return (
+        sa.update(jobs)
+        .where(_guarded(change))
+        .values(
+            status=change.c.status, reason=change.c.reason, message=change.c.message,
+            error_class=change.c.error_class, failures=jobs.c.failures + change.c.charged, finished_at=now(),
+            due_at=None, next_send_at=None, worker_id=None, host=None,
+        )
+        .returning(
+            jobs.c.id, jobs.c.status, jobs.c.reason, jobs.c.trigger, jobs.c.workflow_id, jobs.c.generation,
+            jobs.c.parent_id,
+        )
+    )  # fmt: skip
+
+
+@cache
+def _put_back(dialect: str) -> Any:
+    """RUNNING or QUEUED → PENDING, only while nobody asked for anything but to run the job."""
+    change = incoming(dialect, "changes", _CHANGE_COLUMNS)
+    waits = change.c.due_in.is_not(None)
+    return (
+        sa.update(jobs)
+        .where(_guarded(change), jobs.c.desired == "RUN")
+        .values(
+            status=change.c.status, reason=change.c.reason, message=change.c.message,
+            error_class=change.c.error_class, failures=jobs.c.failures + change.c.charged,
+            requeues=jobs.c.requeues + change.c.requeued,
+            due_at=sa.case((waits, later(change.c.due_in))), ready_at=sa.case((waits, sa.null()), else_=now()),
+            queued_at=None, started_at=None, next_send_at=None, sends=0, worker_id=None, host=None,
+        )
+        .returning(jobs.c.id)
+    )  # fmt: skip
+
+
+@cache
+def _insert_attempts(dialect: str) -> Any:
+    """The history of the attempts that ended: a second try with the same number is the same attempt."""
+    new = incoming(dialect, "attempts", _ATTEMPT_COLUMNS)
+    columns = {**{name: new.c[name] for name in _ATTEMPT_COLUMNS}, "finished_at": now()}
+    rows = sa.select(*(value.label(name) for name, value in columns.items())).where(new.c.job_id.is_not(None))
+    return insert(dialect, attempts).from_select(list(columns), rows).on_conflict_do_nothing()
+
+
+def _row(change: Change) -> dict[str, Any]:
+    if not may_go(change.was, change.to.status):
+        raise ValueError(f"there is no edge from {change.was} to {change.to.status}")
+    row: dict[str, Any] = {
+        "id": change.id, "was": change.was.value, "attempt": change.attempt, "status": change.to.status.value,
+        "reason": change.to.reason.value, "charged": int(change.to.charged), "requeued": int(change.requeued),
+    }  # fmt: skip
+    if change.worker_id:
+        row["worker_id"] = change.worker_id
+    if change.message:
+        row["message"] = change.message
+    if change.error_class:
+        row["error_class"] = change.error_class
+    if change.to.due_in is not None:
+        row["due_in"] = change.to.due_in.total_seconds()
+    return row
+
+
+def finish(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
+    """End jobs, with all that follows: the attempt's record and the workflow's failure counter.
+
+    Returns the ids that this call ended. A job that is missing from them has another owner or had ended before.
+    """
+    ordered = sorted(changes, key=lambda change: change.id)
+    if not ordered:
+        return set()
+    ended = conn.execute(_finish(conn.dialect.name), {"changes": rows_json([_row(change) for change in ordered])}).all()
+    written = {row.id for row in ended}
+    _keep_attempts(conn, ordered, written)
+    _count_failures(conn, ended)
+    _release_next(conn, ended)
+    return written
+
+
+def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
+    """Return jobs to PENDING (retry, requeue, drain, closed queue). Same guard, same promise as ``finish``."""
+    ordered = sorted(changes, key=lambda change: change.id)
+    if not ordered:
+        return set()
+    rows = rows_json([_row(change) for change in ordered])
+    written = set(conn.scalars(_put_back(conn.dialect.name), {"changes": rows}))
+    _keep_attempts(conn, ordered, written)
+    return written
+
+
+def _keep_attempts(conn: Connection, changes: Sequence[Change], written: set[UUID]) -> None:
+    rows = [
+        {"job_id": change.id, "attempt": change.attempt}
+        | {name: value for name, value in _fields(change.ended) if value not in (None, [], {})}
+        for change in changes
+        if change.ended is not None and change.id in written
+    ]
+    if rows:
+        conn.execute(_insert_attempts(conn.dialect.name), {"attempts": rows_json(rows)})
+
+
+def _fields(ended: EndedAttempt) -> Iterable[tuple[str, Any]]:
+    """The fields of an attempt; ``dataclasses.asdict`` would copy results of any size."""
+    return ((name, getattr(ended, name)) for name in EndedAttempt.__dataclass_fields__)
+
+
+# --- the failure counter of workflows -------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a batch of ends means to one generation of a workflow: was there a success, and how many failures after."""
+
+    id: UUID
+    generation: int
+    reset: int = 0
+    fails: int = 0
+
+
+_TALLY_COLUMNS: dict[str, Any] = {
+    "id": sa.Uuid(), "generation": sa.Integer(), "reset": sa.Integer(), "fails": sa.Integer()
+}  # fmt: skip
+
+
+@cache
+def _count(dialect: str) -> Any:
+    """Only the current generation counts, and a success of a healthy workflow writes nothing."""
+    tally = incoming(dialect, "tallies", _TALLY_COLUMNS)
+    return (
+        sa.update(workflows)
+        .where(
+            workflows.c.id == tally.c.id,
+            workflows.c.generation == tally.c.generation,
+            sa.or_(tally.c.fails > 0, workflows.c.consecutive_failures > 0),
+        )
+        .values(
+            consecutive_failures=sa.case(
+                (tally.c.reset > 0, tally.c.fails), else_=workflows.c.consecutive_failures + tally.c.fails
+            )
+        )
+        .returning(
+            workflows.c.id,
+            workflows.c.status,
+            workflows.c.consecutive_failures,
+            workflows.c.max_consecutive_job_failures_allowed.label("allowed"),
+        )
+    )
+
+
+def _count_failures(conn: Connection, ended: Sequence[Row[Any]]) -> None:
+    """COMPLETED·succeeded sets the counter to 0, FAILED adds 1; skipped, canceled and children leave it."""
+    tallies: dict[tuple[UUID, int], _Tally] = {}
+    for row in ended:
+        if row.workflow_id is None or row.parent_id is not None:
+            continue
+        tally = tallies.setdefault((row.workflow_id, row.generation), _Tally(row.workflow_id, row.generation))
+        if row.reason == Reason.SUCCEEDED:
+            tally.reset, tally.fails = 1, 0
+        elif row.status == Status.FAILED:
+            tally.fails += 1
+    rows = [asdict(tally) for key, tally in sorted(tallies.items()) if tally.reset or tally.fails]
+    if not rows:
+        return
+    counted = conn.execute(_count(conn.dialect.name), {"tallies": rows_json(rows)}).all()
+    for row in counted:
+        if row.consecutive_failures >= row.allowed and row.status != "TERMINATED":
+            terminate(conn, row.id, f"{row.consecutive_failures} jobs in a row failed")
+
+
+def _release_next(conn: Connection, ended: Sequence[Row[Any]]) -> None:
+    """A slot's job that had to wait for its predecessor (overlap) is ready now."""
+    waited_for = {row.workflow_id for row in ended if row.workflow_id and row.trigger == Trigger.AUTOMATIC}
+    if waited_for:
+        release_blocked(conn, waited_for)
+
+
+def release_blocked(conn: Connection, of: Iterable[UUID] | None = None) -> int:
+    """PENDING·blocked → ready for the oldest blocked job of each workflow that has no other AUTOMATIC job under way.
+
+    Called where such a job ends and, for an end that was not visible yet when the successor arrived, by a sweep.
+    """
+    dialect = conn.dialect.name
+    parameters = {} if of is None else {"ids": id_list(dialect, of)}
+    return len(conn.execute(_release(dialect, of is None), parameters).all())
+
+
+@cache
+def _release(dialect: str, everywhere: bool) -> Any:
+    blocked, other = jobs.alias("blocked"), jobs.alias("other")
+    under_way = sa.exists().where(
+        other.c.workflow_id == blocked.c.workflow_id,
+        other.c.finished_at.is_(None),
+        other.c.trigger == Trigger.AUTOMATIC.value,
+        sa.or_(other.c.reason != Reason.BLOCKED.value, other.c.slot_at < blocked.c.slot_at),
+    )
+    chosen = (
+        sa.select(blocked.c.id)
+        .where(blocked.c.reason == sa.literal_column("'blocked'"), blocked.c.workflow_id.is_not(None), ~under_way)
+        .order_by(blocked.c.id)
+        .with_for_update(skip_locked=True, of=blocked)
+    )
+    if not everywhere:
+        chosen = chosen.where(is_one_of(dialect, blocked.c.workflow_id, "ids"))
+    return (
+        sa.update(jobs)
+        .where(jobs.c.id.in_(chosen))
+        .values(reason=Reason.READY.value, ready_at=now())
+        .returning(jobs.c.id)
+    )
+
+
+def terminate(conn: Connection, workflow_id: UUID, message: str) -> bool:
+    """End a workflow: no more slots; its waiting AUTOMATIC jobs are canceled, running ones get no retry.
+
+    MANUAL jobs are left alone. Returns False if the workflow had been terminated before.
+    """
+    done = conn.execute(
+        sa.update(workflows)
+        .where(workflows.c.id == workflow_id, workflows.c.status != "TERMINATED")
+        .values(status="TERMINATED", next_fire_at=None, updated_at=now(), message=message)
+    )
+    if not done.rowcount:
+        return False
+    automatic = sa.and_(
+        jobs.c.workflow_id == workflow_id, jobs.c.finished_at.is_(None), jobs.c.trigger == Trigger.AUTOMATIC.value
+    )
+    waiting = conn.execute(
+        sa.select(jobs.c.id, jobs.c.status, jobs.c.attempt)
+        .where(automatic, jobs.c.status.in_([Status.PENDING.value, Status.QUEUED.value]))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    ).all()
+    canceled = Transition(Status.CANCELED, Reason.WORKFLOW_TERMINATED)
+    finish(
+        conn,
+        (Change(row.id, Status(row.status), row.attempt, canceled, message="the workflow was terminated") for row in waiting),
+    )
+    conn.execute(
+        sa.update(jobs).where(automatic, jobs.c.status == Status.RUNNING.value).values(max_attempts=jobs.c.failures)
+    )
+    return True
+
+
+def lock_running(conn: Connection, worker_id: UUID, ids: Iterable[UUID]) -> dict[UUID, Row[Any]]:
+    """The worker's own running jobs among these, locked until the transaction ends, with all a decision needs."""
+    dialect = conn.dialect.name
+    rows = conn.execute(_lock_running(dialect), {"worker": worker_id, "ids": id_list(dialect, ids)})
+    return {row.id: row for row in rows}
+
+
+@cache
+def _lock_running(dialect: str) -> Any:
+    return (
+        sa.select(
+            jobs.c.id, jobs.c.attempt, jobs.c.failures, jobs.c.max_attempts, jobs.c.desired, jobs.c.requeues,
+            jobs.c.cancel_reason,
+        )
+        .where(
+            is_one_of(dialect, jobs.c.id, "ids"),
+            jobs.c.worker_id.is_not_distinct_from(sa.bindparam("worker", type_=sa.Uuid)),
+            jobs.c.status == Status.RUNNING.value,
+        )
+        .order_by(jobs.c.id)
+        .with_for_update(of=jobs)
+    )  # fmt: skip

@@ -1,0 +1,297 @@
+"""Jobs come in, and are looked at: enqueue, get, list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+import uuid_utils.compat
+from sqlalchemy.engine import Connection, Row
+
+from jobq.errors import Conflict, NotFound
+from jobq.models import Attempt, Job, Step
+from jobq.states import Desired, Reason, Status, Trigger
+from jobq.store.database import Instant, Json, id_list, incoming, insert, is_one_of, now, rows_json
+from jobq.store.tables import attempts, job_data, jobs, requests, workers
+
+
+def new_id() -> UUID:
+    """A UUIDv7: ids sort by the time of their creation, which listings and lock order rely on."""
+    return uuid_utils.compat.uuid7()
+
+
+@dataclass(slots=True)
+class NewJob:
+    """A job that was checked and is about to be inserted."""
+
+    tenant: str
+    kind: str
+    name: str
+    queue: str
+    spec: dict[str, Any]
+    priority: int
+    max_attempts: int
+    timeout: float | None
+    id: UUID
+    trigger: Trigger = Trigger.MANUAL
+    lane: str = ""
+    scheduled_at: datetime | None = None
+    """None: now."""
+    stale_after: float | None = None
+    state: Any = None
+    retry: dict[str, Any] | None = None
+    workflow_id: UUID | None = None
+    generation: int | None = None
+    slot_at: datetime | None = None
+    parent_id: UUID | None = None
+    retry_of: UUID | None = None
+    dedupe_key: str | None = None
+    blocked: bool | None = None
+    """It waits for an earlier job of its workflow."""
+    overlaps: bool | None = None
+    """Recorded only: CANCELED·overlap."""
+
+
+_JOB_COLUMNS: dict[str, Any] = {
+    "id": sa.Uuid(), "tenant": sa.Text(), "kind": sa.Text(), "name": sa.Text(), "queue": sa.Text(), "lane": sa.Text(),
+    "trigger": sa.Text(), "priority": sa.SmallInteger(), "max_attempts": sa.Integer(), "timeout": sa.Float(),
+    "stale_after": sa.Float(), "scheduled_at": Instant(), "workflow_id": sa.Uuid(), "generation": sa.Integer(),
+    "slot_at": Instant(), "parent_id": sa.Uuid(), "retry_of": sa.Uuid(), "dedupe_key": sa.Text(),
+}
+_ARRIVAL_COLUMNS: dict[str, Any] = {"blocked": sa.Boolean(), "overlaps": sa.Boolean()}  # fmt: skip
+_SENT = (*_JOB_COLUMNS, *_ARRIVAL_COLUMNS)
+_DATA_COLUMNS: dict[str, Any] = {"id": sa.Uuid(), "spec": Json, "state": Json, "retry": Json}
+
+
+@cache
+def _insert_jobs(dialect: str) -> Any:
+    """Jobs that come as one parameter; those that a unique index refuses are left out of what is returned."""
+    new = incoming(dialect, "new", _JOB_COLUMNS | _ARRIVAL_COLUMNS)
+    waits = sa.and_(new.c.scheduled_at.is_not(None), new.c.scheduled_at > now())
+    blocked, overlaps = new.c.blocked.is_(sa.true()), new.c.overlaps.is_(sa.true())
+    columns = {
+        **{name: new.c[name] for name in _JOB_COLUMNS},
+        "status": sa.case((overlaps, Status.CANCELED.value), else_=Status.PENDING.value),
+        "reason": sa.case(
+            (overlaps, Reason.OVERLAP.value),
+            (blocked, Reason.BLOCKED.value),
+            (waits, Reason.SCHEDULED.value),
+            else_=Reason.READY.value,
+        ),
+        "message": sa.case((overlaps, "an earlier job of the workflow had not ended")),
+        "created_at": now(),
+        "due_at": sa.case((waits, new.c.scheduled_at)),
+        "ready_at": sa.case((sa.or_(waits, blocked, overlaps), sa.null()), else_=now()),
+        "finished_at": sa.case((overlaps, now())),
+    }
+    rows = sa.select(*(value.label(name) for name, value in columns.items())).select_from(new).where(new.c.id.is_not(None))
+    return insert(dialect, jobs).from_select(list(columns), rows).on_conflict_do_nothing().returning(jobs.c.id)
+
+
+@cache
+def _insert_data(dialect: str) -> Any:
+    new = incoming(dialect, "new", _DATA_COLUMNS)
+    columns = {"job_id": new.c.id, "spec": new.c.spec, "state": new.c.state, "retry": new.c.retry}
+    rows = sa.select(*(value.label(name) for name, value in columns.items())).where(new.c.id.is_not(None))
+    return insert(dialect, job_data).from_select(list(columns), rows).on_conflict_do_nothing()
+
+
+def enqueue(conn: Connection, new: Sequence[NewJob]) -> list[UUID]:
+    """Insert jobs, PENDING·ready or scheduled, in two statements; returns their ids in the order given.
+
+    Atomic with the caller's transaction, and repeatable: a job whose id exists already is the same job. A job
+    whose ``dedupe_key`` is held by a live one is recorded as CANCELED·duplicate of that one.
+    """
+    inserted = _write(conn, new)
+    left_out = [job for job in new if job.id not in inserted]
+    for job in left_out:
+        _settle_conflict(conn, job)
+    return [job.id for job in new]
+
+
+def _write(conn: Connection, new: Sequence[NewJob]) -> set[UUID]:
+    dialect = conn.dialect.name
+    rows = [{name: value for name in _SENT if (value := getattr(job, name)) is not None} for job in new]
+    inserted = set(conn.scalars(_insert_jobs(dialect), {"new": rows_json(rows)}))
+    data = [
+        {"id": job.id, "spec": job.spec, **({"state": job.state} if job.state is not None else {}),
+         **({"retry": job.retry} if job.retry else {})}
+        for job in new if job.id in inserted
+    ]  # fmt: skip
+    if data:
+        conn.execute(_insert_data(dialect), {"new": rows_json(data)})
+    return inserted
+
+
+def _settle_conflict(conn: Connection, job: NewJob) -> None:
+    """The row was refused: it is there already, its slot has its job, or a live job holds its dedupe key."""
+    for _ in range(3):
+        if conn.scalar(sa.select(jobs.c.id).where(jobs.c.id == job.id)) or job.slot_at is not None:
+            return
+        holder = conn.scalar(
+            sa.select(jobs.c.id).where(
+                jobs.c.tenant == job.tenant, jobs.c.dedupe_key == job.dedupe_key, jobs.c.finished_at.is_(None)
+            )
+        )
+        if holder is not None:
+            _write_duplicate(conn, job, holder)
+            return
+        if _write(conn, [job]):  # the holder ended in the meantime
+            return
+    raise Conflict(f"The dedupe key {job.dedupe_key!r} changes hands too fast.", code="dedupe_conflict")
+
+
+def _write_duplicate(conn: Connection, job: NewJob, holder: UUID) -> None:
+    values = {name: getattr(job, name) for name in _JOB_COLUMNS}
+    conn.execute(
+        sa.insert(jobs).values(
+            **values,
+            status=Status.CANCELED.value,
+            reason=Reason.DUPLICATE.value,
+            created_at=now(),
+            finished_at=now(),
+            duplicate_of=holder,
+            message=f"job {holder} holds the dedupe key",
+        )
+    )
+    conn.execute(sa.insert(job_data).values(job_id=job.id, spec=job.spec, state=job.state, retry=job.retry))
+
+
+def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, job_id: UUID) -> UUID | None:
+    """Bind an idempotency key to a job. None: the key is new; else the id of the job that it made before.
+
+    Raises Conflict (``idempotency_conflict``) if the key was used for another request.
+    """
+    dialect = conn.dialect.name
+    values = {"tenant": tenant, "key": key, "body_hash": body_hash, "job_id": job_id, "created_at": now()}
+    if conn.execute(insert(dialect, requests).values(**values).on_conflict_do_nothing().returning(requests.c.key)).first():
+        return None
+    found = conn.execute(
+        sa.select(requests.c.body_hash, requests.c.job_id).where(requests.c.tenant == tenant, requests.c.key == key)
+    ).one()
+    if found.body_hash != body_hash:
+        raise Conflict(
+            f"The idempotency key {key!r} was used for another request.", code="idempotency_conflict",
+            hint="Use a new key for a new request.",
+        )  # fmt: skip
+    job_id_found: UUID = found.job_id
+    return job_id_found
+
+
+# --- looking ------------------------------------------------------------------------------------------------
+
+_SHOWN = [jobs.c[name] for name in Job.__dataclass_fields__]
+
+
+def as_job(row: Row[Any]) -> Job:
+    """A row of ``jobq_jobs`` as applications see it."""
+    values = row._asdict()
+    values["status"], values["reason"] = Status(row.status), Reason(row.reason)
+    values["desired"], values["trigger"] = Desired(row.desired), Trigger(row.trigger)
+    return Job(**values)
+
+
+def get(conn: Connection, tenant: str | None, job_id: UUID) -> Job:
+    """The job, or NotFound, also for another tenant's. ``tenant`` None: an operator, who sees all tenants."""
+    query = sa.select(*_SHOWN).where(jobs.c.id == job_id)
+    row = conn.execute(query if tenant is None else query.where(jobs.c.tenant == tenant)).first()
+    if row is None:
+        raise NotFound(f"There is no job {job_id}.", hint="jobq job list shows the newest ones.")
+    return as_job(row)
+
+
+def get_data(conn: Connection, job_id: UUID) -> Row[Any]:
+    """Spec, state, retry policy and checkpoint of a job that exists."""
+    return conn.execute(sa.select(job_data).where(job_data.c.job_id == job_id)).one()
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """What a listing of jobs is narrowed to. Sets are alternatives; ranges are half open: [from, until)."""
+
+    statuses: frozenset[Status] = frozenset()
+    reasons: frozenset[Reason] = frozenset()
+    kinds: frozenset[str] = frozenset()
+    queues: frozenset[str] = frozenset()
+    trigger: Trigger | None = None
+    workflow_id: UUID | None = None
+    parent_id: UUID | None = None
+    name_contains: str | None = None
+    created_from: datetime | None = None
+    created_until: datetime | None = None
+
+
+def list_page(
+    conn: Connection, tenant: str | None, only: JobFilter, *, before: UUID | None, limit: int
+) -> list[Job]:
+    """The newest jobs first, at most ``limit``, all older than the job ``before``: a keyset, never an offset."""
+    query = sa.select(*_SHOWN).order_by(jobs.c.id.desc()).limit(limit)
+    if tenant is not None:
+        query = query.where(jobs.c.tenant == tenant)
+    if before is not None:
+        query = query.where(jobs.c.id < before)
+    return [as_job(row) for row in conn.execute(query.where(*_conditions(only)))]
+
+
+def _conditions(only: JobFilter) -> Iterable[Any]:
+    for column, values in (
+        (jobs.c.status, only.statuses), (jobs.c.reason, only.reasons), (jobs.c.kind, only.kinds),
+        (jobs.c.queue, only.queues),
+    ):  # fmt: skip
+        if values:
+            yield column.in_(sorted(values))
+    for column, value in (
+        (jobs.c.trigger, only.trigger), (jobs.c.workflow_id, only.workflow_id), (jobs.c.parent_id, only.parent_id),
+    ):  # fmt: skip
+        if value is not None:
+            yield column == value
+    if only.name_contains:
+        yield jobs.c.name.contains(only.name_contains, autoescape=True)
+    if only.created_from:
+        yield jobs.c.created_at >= only.created_from
+    if only.created_until:
+        yield jobs.c.created_at < only.created_until
+
+
+def list_attempts(conn: Connection, job_id: UUID) -> list[Attempt]:
+    """The ended attempts of a job, oldest first."""
+    rows = conn.execute(
+        sa.select(attempts, workers.c.name.label("worker"))
+        .outerjoin(workers, workers.c.id == attempts.c.worker_id)
+        .where(attempts.c.job_id == job_id)
+        .order_by(attempts.c.attempt)
+    )
+    return [
+        Attempt(**{**row._asdict(), "steps": [Step(*step) for step in row.steps or ()], "usage": row.usage or {}})
+        for row in rows
+    ]
+
+
+def unfinished(conn: Connection, ids: Iterable[UUID]) -> set[UUID]:
+    """Which of these jobs have not ended."""
+    dialect = conn.dialect.name
+    return set(conn.scalars(_unfinished(dialect), {"ids": id_list(dialect, ids)}))
+
+
+@cache
+def _unfinished(dialect: str) -> Any:
+    return sa.select(jobs.c.id).where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.finished_at.is_(None))
+
+
+def running_here(conn: Connection, found: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
+    """Which of these attempts are RUNNING: what else is found of them has no owner."""
+    dialect = conn.dialect.name
+    rows = conn.execute(_running_attempts(dialect), {"ids": id_list(dialect, {job_id for job_id, _ in found})})
+    return {(row.id, row.attempt) for row in rows} & set(found)
+
+
+@cache
+def _running_attempts(dialect: str) -> Any:
+    return sa.select(jobs.c.id, jobs.c.attempt).where(
+        is_one_of(dialect, jobs.c.id, "ids"), jobs.c.status == Status.RUNNING.value
+    )

@@ -1,0 +1,17 @@
+"""The first schema: workflows, jobs, attempts, logs, workers, queues and tenants."""
+
+from __future__ import annotations
+
+from alembic import op
+
+from jobq.store.tables import TERMINAL_GUARD, metadata
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Create every table, then the guard of the terminal states."""
+    metadata.create_all(op.get_bind(), checkfirst=False)
+    for statement in TERMINAL_GUARD[op.get_bind().dialect.name]:
+        op.execute(statement)

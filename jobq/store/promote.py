@@ -1,0 +1,262 @@
+"""PENDING·ready → QUEUED, and what keeps that exact: wake, promote, re-send.
+
+Only one scheduler promotes at a time; pausing and changing limits take the same lock, so that a limit holds from
+the moment that setting it returned. The cost of a tick depends on what is in flight, never on what waits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobq.promotion import Candidate, Load, choose
+from jobq.states import WAKING, Reason, Status
+from jobq.store.database import id_list, is_one_of, later, now, take_promote_lock
+from jobq.store.tables import jobs, queues, tenants, workers, workflows
+
+FIRST_RESEND = 2.0
+"""Seconds after which a hint that nobody claimed is looked into."""
+_FETCHES = 32  # groups of (tenant, lane) looked at in one tick; the next tick goes on behind them
+_MIN_FETCH = 16
+
+
+@dataclass(slots=True)
+class Promoted:
+    """What a tick did. ``standby``: another scheduler has the lock."""
+
+    batches: dict[str, list[UUID]] = field(default_factory=dict)
+    in_flight: Counter[str] = field(default_factory=Counter)
+    """Per queue, before this tick's jobs."""
+    standby: bool = False
+    more: bool = False
+    """There are ready jobs that had no room."""
+
+
+@dataclass(slots=True)
+class Cursor:
+    """Where the next tick starts to look, per queue, so that every tenant and lane gets its turn."""
+
+    after: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -> Promoted:
+    """Promote what fits. Publishing the hints is the caller's, after the commit."""
+    if not take_promote_lock(conn, wait=False):
+        return Promoted(standby=True)
+    load = read_load(conn)
+    done = Promoted(in_flight=Counter(load.queues))
+    for queue in load.slots:
+        room = load.room(queue, ended_lately.get(queue, 0))
+        candidates, more = _candidates(conn, queue, max(room, 1), cursor)
+        if not candidates:
+            continue
+        load.lane_limits = _lane_limits(conn, candidates)
+        chosen = choose(candidates, room, load)
+        if chosen:
+            done.batches[queue] = _queue(conn, chosen)
+        done.more = done.more or more or len(chosen) < len(candidates)
+    return done
+
+
+def read_load(conn: Connection) -> Load:
+    """What is in flight now, the slots of the live workers, and all limits."""
+    load = Load(slots=worker_slots(conn))
+    for row in conn.execute(_in_flight()):
+        load.queues[row.queue] += row.jobs
+        load.tenants[row.tenant] += row.jobs
+        load.lanes[row.lane] += row.jobs
+    rows = conn.execute(sa.select(queues)).all()
+    load.paused = frozenset(row.name for row in rows if row.paused_at is not None)
+    load.queue_limits = {row.name: row.limit for row in rows if row.limit is not None}
+    rows = conn.execute(sa.select(tenants)).all()
+    load.weights = {row.name: row.weight for row in rows}
+    load.tenant_limits = {row.name: row.limit for row in rows if row.limit is not None}
+    return load
+
+
+def worker_slots(conn: Connection) -> dict[str, int]:
+    """Slots per queue of the workers that are alive and not draining."""
+    slots: Counter[str] = Counter()
+    for offered in conn.scalars(_live_workers()):
+        slots.update(offered)
+    return dict(slots)
+
+
+@cache
+def _live_workers() -> Any:
+    return sa.select(workers.c.queues).where(
+        workers.c.dead_at.is_(None), workers.c.draining_at.is_(None), workers.c.lease_until > now()
+    )
+
+
+@cache
+def _in_flight() -> Any:
+    """Queued and running jobs by queue, tenant and lane: both halves read a partial index of what is in flight."""
+    columns = (jobs.c.queue, jobs.c.tenant, jobs.c.lane)
+    both = sa.union_all(
+        sa.select(*columns).where(jobs.c.next_send_at.is_not(None)),
+        sa.select(*columns).where(jobs.c.worker_id.is_not(None)),
+    ).subquery("in_flight")
+    return sa.select(*both.c, sa.func.count().label("jobs")).group_by(*both.c)
+
+
+@cache
+def _ready_after() -> Any:
+    """Ready jobs of a queue behind a (tenant, lane), in the order of the index."""
+    place = sa.tuple_(jobs.c.tenant, jobs.c.lane)
+    after = sa.tuple_(sa.bindparam("tenant", type_=sa.Text), sa.bindparam("lane", type_=sa.Text))
+    return (
+        sa.select(jobs.c.id, jobs.c.tenant, jobs.c.lane, jobs.c.priority, jobs.c.ready_at)
+        .where(jobs.c.reason == sa.literal_column("'ready'"), jobs.c.queue == sa.bindparam("queue", type_=sa.Text))
+        .where(place > after)
+        .order_by(jobs.c.tenant, jobs.c.lane, jobs.c.priority.desc(), jobs.c.ready_at, jobs.c.id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+    )
+
+
+_BEGINNING = ("", "")  # tenants are never empty, so that every (tenant, lane) is greater
+
+
+def _candidates(conn: Connection, queue: str, room: int, cursor: Cursor) -> tuple[list[Candidate], bool]:
+    """The heads of the lanes, round about, and whether there may be more.
+
+    Each fetch begins behind the last lane of the one before; the i-th takes room ÷ i rows, so that one busy
+    tenant is read deep and a thousand tenants are each read a little.
+    """
+    start = cursor.after.pop(queue, _BEGINNING)
+    place, wrapped = start, start == _BEGINNING
+    found: dict[UUID, Candidate] = {}
+    for fetch in range(1, _FETCHES + 1):
+        limit = max(room // fetch, _MIN_FETCH)
+        parameters = {"queue": queue, "tenant": place[0], "lane": place[1], "limit": limit}
+        rows = [Candidate(*row) for row in conn.execute(_ready_after(), parameters)]
+        found.update((row.id, row) for row in rows)
+        if len(rows) == limit:
+            place = (rows[-1].tenant, rows[-1].lane)
+        elif wrapped:
+            return list(found.values()), len(found) > room
+        else:
+            place, wrapped = _BEGINNING, True
+        if wrapped and place > start > _BEGINNING:
+            return list(found.values()), True
+    cursor.after[queue] = place
+    return list(found.values()), True
+
+
+def _lane_limits(conn: Connection, candidates: Sequence[Candidate]) -> dict[str, int]:
+    """Lanes are named after workflows; their limits are those workflows' concurrency."""
+    lanes = {candidate.lane for candidate in candidates if candidate.lane}
+    if not lanes:
+        return {}
+    dialect = conn.dialect.name
+    rows = conn.execute(_concurrency(dialect), {"ids": id_list(dialect, map(UUID, lanes))})
+    return {row.id.hex: row.concurrency for row in rows if row.concurrency is not None}
+
+
+@cache
+def _concurrency(dialect: str) -> Any:
+    return sa.select(workflows.c.id, workflows.c.concurrency).where(is_one_of(dialect, workflows.c.id, "ids"))
+
+
+def _queue(conn: Connection, chosen: Sequence[UUID]) -> list[UUID]:
+    dialect = conn.dialect.name
+    written = set(conn.scalars(_promote(dialect), {"ids": id_list(dialect, chosen)}))
+    return [job_id for job_id in chosen if job_id in written]
+
+
+@cache
+def _promote(dialect: str) -> Any:
+    """PENDING·ready → QUEUED for the chosen ids; a row that somebody changes right now is left for the next tick."""
+    chosen = (
+        sa.select(jobs.c.id)
+        .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.status == Status.PENDING.value)
+        # The concatenation hides the reason from the planner: the index over all ready jobs is no way to find ids.
+        .where(jobs.c.reason.concat("") == Reason.READY.value, jobs.c.desired == "RUN")
+        .order_by(jobs.c.id)
+        .with_for_update(skip_locked=True)
+    )
+    return (
+        sa.update(jobs)
+        .where(jobs.c.id.in_(chosen))
+        .values(
+            status=Status.QUEUED.value, reason=Reason.DISPATCHED.value, queued_at=now(),
+            next_send_at=later(FIRST_RESEND), sends=0,
+        )
+        .returning(jobs.c.id)
+    )  # fmt: skip
+
+
+# --- wake: what waited for its time ----------------------------------------------------------------------------
+
+
+@cache
+def _wake() -> Any:
+    """Scheduled, retrying and requeued jobs whose time has come become ready."""
+    due = (
+        sa.select(jobs.c.id)
+        .where(jobs.c.due_at <= now(), jobs.c.reason.in_(sorted(reason.value for reason in WAKING)))
+        .order_by(jobs.c.due_at)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .with_for_update(skip_locked=True)
+    )
+    return (
+        sa.update(jobs)
+        .where(jobs.c.id.in_(due))
+        .values(reason=Reason.READY.value, ready_at=jobs.c.due_at, due_at=None)
+        .returning(jobs.c.id)
+    )
+
+
+def wake(conn: Connection, limit: int = 1000) -> int:
+    """Make ready what is due; returns how many. They became ready when they were due, however late this ran."""
+    return len(conn.execute(_wake(), {"limit": limit}).all())
+
+
+def seconds_to_next_due(conn: Connection) -> float | None:
+    """Until the next job is due, by the database's clock (negative: overdue); None: nothing is scheduled."""
+    row = conn.execute(sa.select(sa.func.min(jobs.c.due_at).label("due"), now().label("now"))).one()
+    return None if row.due is None else (row.due - row.now).total_seconds()
+
+
+# --- re-send: hints that nobody acted on -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """A QUEUED job whose hint may be lost."""
+
+    id: UUID
+    queue: str
+    sends: int
+    waited: float
+    """Seconds since it was promoted."""
+
+
+def unclaimed(conn: Connection, limit: int = 1000) -> list[Unclaimed]:
+    """QUEUED jobs past ``next_send_at``, locked against other schedulers until the transaction ends."""
+    rows = conn.execute(
+        sa.select(jobs.c.id, jobs.c.queue, jobs.c.sends, jobs.c.queued_at, now().label("now"))
+        .where(jobs.c.next_send_at <= now())
+        .order_by(jobs.c.next_send_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=jobs)
+    )
+    return [Unclaimed(row.id, row.queue, row.sends, (row.now - row.queued_at).total_seconds()) for row in rows]
+
+
+def put_off(conn: Connection, ids: Sequence[UUID], seconds: float, *, sent: bool) -> None:
+    """When to look at these again; ``sent``: their hints go out once more."""
+    dialect = conn.dialect.name
+    conn.execute(
+        sa.update(jobs)
+        .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.next_send_at.is_not(None))
+        .values(next_send_at=later(seconds), sends=jobs.c.sends + int(sent)),
+        {"ids": id_list(dialect, ids)},
+    )

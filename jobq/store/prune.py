@@ -1,0 +1,46 @@
+"""Deletion by retention: the only place that removes jobs, with all that belongs to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobq.store.database import id_list, is_one_of, later
+from jobq.store.tables import attempts, events, job_data, job_logs, jobs, requests, schedulers, workers, workflows
+
+_OF_JOBS = (attempts, job_data, job_logs)
+REQUESTS_KEPT = 24 * 3600.0
+"""How long an idempotency key is remembered, in seconds."""
+
+
+def prune(conn: Connection, retention: float, limit: int = 1000) -> int:
+    """Delete up to ``limit`` jobs that ended more than ``retention`` seconds ago (or their workflow's own retention).
+
+    Returns how many. Ids grow with time, so the walk begins at the oldest and needs no index of its own.
+    """
+    dialect = conn.dialect.name
+    own = sa.func.coalesce(workflows.c.retention, retention)
+    rows = conn.execute(
+        sa.select(jobs.c.id)
+        .outerjoin(workflows, workflows.c.id == jobs.c.workflow_id)
+        .where(jobs.c.finished_at.is_not(None), jobs.c.finished_at < later(-sa.cast(own, sa.Float)))
+        .order_by(jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=jobs)
+    )
+    ids = id_list(dialect, rows.scalars())
+    for table in _OF_JOBS:
+        conn.execute(sa.delete(table).where(is_one_of(dialect, table.c.job_id, "ids")), {"ids": ids})
+    done: Any = conn.execute(sa.delete(jobs).where(is_one_of(dialect, jobs.c.id, "ids")), {"ids": ids})
+    _prune_rest(conn, retention)
+    return int(done.rowcount)
+
+
+def _prune_rest(conn: Connection, retention: float) -> None:
+    conn.execute(sa.delete(requests).where(requests.c.created_at < later(-REQUESTS_KEPT)))
+    conn.execute(sa.delete(events).where(events.c.at < later(-retention)))
+    conn.execute(sa.delete(schedulers).where(schedulers.c.renewed_at < later(-3600)))
+    held = sa.exists().where(jobs.c.worker_id == workers.c.id)
+    conn.execute(sa.delete(workers).where(workers.c.dead_at < later(-retention), ~held))

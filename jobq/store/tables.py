@@ -1,0 +1,264 @@
+"""The tables. ``jobq_jobs`` is narrow: what promote, claim and record touch; all else of a job lies beside it.
+
+No row is written per ordinary transition: the instants on the job and one row per ended attempt tell its story.
+Each index is named after the query that it serves. None leads on ``status``: a job would pay for it four times.
+The predicates of the partial indexes name columns other than ``status``, so that a planner with stale statistics
+cannot mistake one of them for a way to find a job by its id.
+There are no foreign keys between these tables: on the hot path they cost a fifth of an insert, and only
+``jobq.store.prune`` deletes jobs, with all that belongs to them.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import Column, Index, Table
+
+from jobq.states import EDGES, Status
+from jobq.store.database import Instant, Json
+
+metadata = sa.MetaData()
+
+_TERMINAL = ", ".join(f"'{status}'" for status in sorted(status for status, edges in EDGES.items() if not edges))
+
+
+def _index(name: str, *columns: object, where: str | None = None, unique: bool = False) -> Index:
+    predicate = sa.text(where) if where else None
+    return Index(name, *columns, unique=unique, postgresql_where=predicate, sqlite_where=predicate)  # type: ignore[arg-type]
+
+
+jobs = Table(
+    "jobq_jobs",
+    metadata,
+    Column("id", sa.Uuid, primary_key=True),
+    Column("tenant", sa.Text, nullable=False),
+    Column("kind", sa.Text, nullable=False),
+    Column("name", sa.Text, nullable=False),
+    Column("queue", sa.Text, nullable=False),
+    # Jobs that share a limit of their own (a workflow's concurrency) wait in a lane of their own, so that a full
+    # lane is passed over in one step, however long it is. Empty: no such limit.
+    Column("lane", sa.Text, nullable=False, server_default=""),
+    Column("status", sa.Text, nullable=False),
+    Column("reason", sa.Text, nullable=False),
+    Column("desired", sa.Text, nullable=False, server_default="RUN"),
+    Column("cancel_reason", sa.Text),  # with desired = CANCEL: the reason that the end will have
+    Column("trigger", sa.Text, nullable=False),
+    Column("priority", sa.SmallInteger, nullable=False),
+    Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    Column("failures", sa.Integer, nullable=False, server_default="0"),
+    Column("max_attempts", sa.Integer, nullable=False),
+    Column("requeues", sa.Integer, nullable=False, server_default="0"),
+    Column("timeout", sa.Float),
+    Column("stale_after", sa.Float),
+    Column("created_at", Instant, nullable=False),
+    Column("scheduled_at", Instant),
+    Column("due_at", Instant),  # PENDING and waking by itself: when
+    Column("ready_at", Instant),
+    Column("queued_at", Instant),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    Column("next_send_at", Instant),  # QUEUED, and only then: when its hint is sent again
+    Column("sends", sa.SmallInteger, nullable=False, server_default="0"),
+    Column("worker_id", sa.Uuid),  # RUNNING under a worker, and only then
+    Column("host", sa.Text),  # RUNNING work that can be recovered there
+    Column("workflow_id", sa.Uuid),
+    Column("generation", sa.Integer),
+    Column("slot_at", Instant),
+    Column("parent_id", sa.Uuid),
+    Column("retry_of", sa.Uuid),
+    Column("duplicate_of", sa.Uuid),
+    Column("dedupe_key", sa.Text),
+    Column("message", sa.Text),
+    Column("error_class", sa.Text),
+    _index("jobq_jobs_list_by_tenant", "tenant", "id"),
+    _index("jobq_jobs_list_by_workflow", "workflow_id", "id", where="workflow_id IS NOT NULL"),
+    _index("jobq_jobs_list_by_parent", "parent_id", "id", where="parent_id IS NOT NULL"),
+    _index(
+        "jobq_jobs_promote", "queue", "tenant", "lane", sa.text("priority DESC"), "ready_at", "id",
+        where="reason = 'ready'",
+    ),
+    _index("jobq_jobs_wake", "due_at", where="due_at IS NOT NULL"),
+    _index("jobq_jobs_claim_and_resend", "queue", "next_send_at", where="next_send_at IS NOT NULL"),
+    _index("jobq_jobs_of_worker", "worker_id", where="worker_id IS NOT NULL"),
+    _index("jobq_jobs_slot", "workflow_id", "slot_at", where="slot_at IS NOT NULL", unique=True),
+    _index(
+        "jobq_jobs_live_of_workflow", "workflow_id", where="workflow_id IS NOT NULL AND finished_at IS NULL",
+    ),
+    _index("jobq_jobs_blocked_of_workflow", "workflow_id", "slot_at", where="reason = 'blocked'"),
+    _index(
+        "jobq_jobs_dedupe", "tenant", "dedupe_key", where="dedupe_key IS NOT NULL AND finished_at IS NULL",
+        unique=True,
+    ),
+    sa.CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", name="jobq_jobs_finished"),
+    sa.CheckConstraint("(next_send_at IS NOT NULL) = (status = 'QUEUED')", name="jobq_jobs_queued"),
+    # Rows of the hot path change their indexed columns at each step: room on the page keeps the table dense.
+    postgresql_with={"fillfactor": 80, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_analyze_scale_factor": 0.02},
+)  # fmt: skip
+
+job_data = Table(
+    "jobq_job_data",
+    metadata,
+    Column("job_id", sa.Uuid, primary_key=True),
+    Column("spec", Json, nullable=False),
+    Column("state", Json),
+    Column("retry", Json),
+    Column("checkpoint", Json),
+)
+
+attempts = Table(
+    "jobq_attempts",
+    metadata,
+    Column("job_id", sa.Uuid, primary_key=True),
+    Column("attempt", sa.Integer, primary_key=True),
+    Column("worker_id", sa.Uuid),
+    Column("outcome", sa.Text, nullable=False),
+    Column("reason", sa.Text, nullable=False),
+    Column("charged", sa.Boolean, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("finished_at", Instant, nullable=False),
+    Column("message", sa.Text),
+    Column("error_class", sa.Text),
+    Column("exit_code", sa.Integer),
+    Column("result", Json),
+    Column("steps", Json),
+    Column("usage", Json),
+)
+
+job_logs = Table(
+    "jobq_job_logs",
+    metadata,
+    Column("job_id", sa.Uuid, primary_key=True),
+    Column("first_line", sa.BigInteger, primary_key=True),
+    Column("attempt", sa.Integer, nullable=False),
+    Column("lines", sa.Integer, nullable=False),
+    Column("bytes", sa.Integer, nullable=False),
+    Column("body", Json, nullable=False),  # [[microseconds since 1970, stream, text], …]
+)
+
+events = Table(
+    "jobq_events",
+    metadata,
+    Column("id", sa.Uuid, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("tenant", sa.Text, nullable=False),
+    Column("subject", sa.Text, nullable=False),  # "job:<id>", "workflow:<id>", "queue:<name>", "tenant:<name>"
+    Column("action", sa.Text, nullable=False),
+    Column("actor", sa.Text, nullable=False),
+    Column("detail", Json),
+    _index("jobq_events_of_subject", "subject", "id"),
+)
+
+requests = Table(
+    "jobq_requests",
+    metadata,
+    Column("tenant", sa.Text, primary_key=True),
+    Column("key", sa.Text, primary_key=True),
+    Column("body_hash", sa.Text, nullable=False),
+    Column("job_id", sa.Uuid, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    _index("jobq_requests_prune", "created_at"),
+)
+
+workflows = Table(
+    "jobq_workflows",
+    metadata,
+    Column("id", sa.Uuid, primary_key=True),
+    Column("tenant", sa.Text, nullable=False),
+    Column("name", sa.Text, nullable=False),
+    Column("kind", sa.Text, nullable=False),
+    Column("spec", Json, nullable=False),
+    Column("queue", sa.Text, nullable=False),
+    Column("priority", sa.SmallInteger, nullable=False),
+    Column("concurrency", sa.Integer),
+    Column("interval_us", sa.BigInteger),
+    Column("cron", sa.Text),
+    Column("timezone", sa.Text),
+    Column("start_at", Instant),
+    Column("anchor_at", Instant, nullable=False),
+    Column("next_fire_at", Instant),  # ACTIVE with a schedule, and only then
+    Column("misfire", sa.Text, nullable=False),
+    Column("misfire_grace", sa.Float),
+    Column("max_catch_up", sa.Integer, nullable=False),
+    Column("overlap", sa.Text, nullable=False),
+    Column("timeout", sa.Float),
+    Column("retry", Json),
+    Column("max_attempts", sa.Integer, nullable=False),
+    Column("stale_after", sa.Float),
+    Column("retention", sa.Float),
+    Column("max_consecutive_job_failures_allowed", sa.Integer, nullable=False),
+    Column("consecutive_failures", sa.Integer, nullable=False, server_default="0"),
+    Column("status", sa.Text, nullable=False),
+    Column("generation", sa.Integer, nullable=False, server_default="1"),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    Column("message", sa.Text),
+    _index("jobq_workflows_name", "tenant", "name", unique=True),
+    _index("jobq_workflows_due", "next_fire_at", where="next_fire_at IS NOT NULL"),
+    sa.CheckConstraint("next_fire_at IS NULL OR status = 'ACTIVE'", name="jobq_workflows_firing"),
+)
+
+workers = Table(
+    "jobq_workers",
+    metadata,
+    Column("id", sa.Uuid, primary_key=True),
+    Column("name", sa.Text, nullable=False),
+    Column("hostname", sa.Text, nullable=False),
+    Column("pid", sa.Integer, nullable=False),
+    Column("boot_id", sa.Text, nullable=False),  # with pid_namespace and process_start: a process, for certain
+    Column("pid_namespace", sa.Text, nullable=False),
+    Column("process_start", sa.Text, nullable=False),
+    Column("host", sa.Text),
+    Column("queues", Json, nullable=False),  # {queue: worker slots}
+    Column("version", sa.Text, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("renewed_at", Instant, nullable=False),
+    Column("lease_until", Instant, nullable=False),
+    Column("draining_at", Instant),
+    Column("dead_at", Instant),
+    Column("stopped_at", Instant),
+    _index("jobq_workers_live", "lease_until", where="dead_at IS NULL"),
+)
+
+queues = Table(
+    "jobq_queues",
+    metadata,
+    Column("name", sa.Text, primary_key=True),
+    Column("paused_at", Instant),
+    Column("limit", sa.Integer),
+)
+
+tenants = Table(
+    "jobq_tenants",
+    metadata,
+    Column("name", sa.Text, primary_key=True),
+    Column("weight", sa.Float, nullable=False, server_default="1"),
+    Column("limit", sa.Integer),
+)
+
+schedulers = Table(
+    "jobq_schedulers",
+    metadata,
+    Column("id", sa.Uuid, primary_key=True),
+    Column("name", sa.Text, nullable=False),
+    Column("version", sa.Text, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("renewed_at", Instant, nullable=False),
+)
+
+_REFUSAL = "a finished job never changes its status"
+
+TERMINAL_GUARD = {
+    # The database enforces it as well as the code: the WHEN clause costs nothing for any other update.
+    "postgresql": (
+        f"""CREATE FUNCTION jobq_refuse_revival() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION '{_REFUSAL}' USING ERRCODE = 'JQ001'; END $$""",
+        f"""CREATE TRIGGER jobq_jobs_terminal BEFORE UPDATE ON jobq_jobs FOR EACH ROW
+            WHEN (OLD.status IN ({_TERMINAL}) AND NEW.status IS DISTINCT FROM OLD.status)
+            EXECUTE FUNCTION jobq_refuse_revival()""",
+    ),
+    "sqlite": (
+        f"""CREATE TRIGGER jobq_jobs_terminal BEFORE UPDATE ON jobq_jobs FOR EACH ROW
+            WHEN OLD.status IN ({_TERMINAL}) AND NEW.status IS NOT OLD.status
+            BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END""",
+    ),
+}
+assert set(Status) == set(EDGES)

@@ -1,0 +1,68 @@
+"""Ready jobs are promoted as fast as the live workers absorb them, and their hints are published."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from uuid import UUID
+
+from jobq.store.database import Database
+from jobq.store.promote import Cursor, Promoted, promote
+
+_IDLE = 1.0
+_STANDBY = 0.5
+_BUSY = 0.02
+_FULL = 0.05
+"""Seconds to the next tick: nothing is ready; another scheduler promotes; more is ready; all room is taken."""
+_WINDOW = 0.3
+"""Seconds over which ended jobs count as room: while the next hints travel, as many will have ended again."""
+
+
+class Promoter:
+    """Promotes what fits. ``publish`` gets the ids after the commit, never before."""
+
+    def __init__(self, database: Database, publish: Callable[[str, list[UUID]], None]) -> None:
+        self._database = database
+        self._publish = publish
+        self._cursor = Cursor()
+        self._flow = Flow()
+
+    def tick(self) -> float:
+        """One round; returns the seconds until the next (a wake-up shortens them)."""
+        ended = self._flow.ended_lately()
+        done = self._database.run(lambda conn: promote(conn, ended, self._cursor))
+        if done.standby:
+            return _STANDBY
+        for queue, ids in done.batches.items():
+            self._publish(queue, ids)
+        self._flow.note(done)
+        if done.batches:
+            return _BUSY
+        return _FULL if done.more else _IDLE
+
+
+class Flow:
+    """How many jobs ended within the last moment, per queue: seen from what was in flight at two ticks."""
+
+    def __init__(self) -> None:
+        self._after: Counter[str] = Counter()
+        self._ended: deque[tuple[float, Counter[str]]] = deque()
+
+    def note(self, done: Promoted) -> None:
+        """What was in flight before this tick, and what it added."""
+        ended = self._after - done.in_flight  # keeps positive counts only
+        if ended:
+            self._ended.append((time.monotonic(), ended))
+        self._after = Counter(done.in_flight)
+        self._after.update({queue: len(ids) for queue, ids in done.batches.items()})
+
+    def ended_lately(self) -> Counter[str]:
+        """Jobs that left each queue within the window."""
+        oldest = time.monotonic() - _WINDOW
+        while self._ended and self._ended[0][0] < oldest:
+            self._ended.popleft()
+        total: Counter[str] = Counter()
+        for _, ended in self._ended:
+            total.update(ended)
+        return total

@@ -1,0 +1,24 @@
+"""Finished jobs are deleted when their retention ends."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from jobq.store.database import Database
+from jobq.store.prune import prune
+
+_EVERY = 60.0
+_BATCH = 1000
+
+
+class Pruner:
+    """Deletes in batches of a thousand, with pauses, so that nobody waits for it."""
+
+    def __init__(self, database: Database, retention: timedelta) -> None:
+        self._database = database
+        self._retention = retention.total_seconds()
+
+    def tick(self) -> float:
+        """One batch; returns the seconds until the next."""
+        deleted = self._database.run(lambda conn: prune(conn, self._retention, _BATCH))
+        return 0.2 if deleted == _BATCH else _EVERY

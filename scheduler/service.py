@@ -1,0 +1,89 @@
+"""The scheduler: its policies, each in a loop of its own. Any number of schedulers run side by side."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from importlib.metadata import version
+
+from jobq.broker import Broker, CeleryBroker
+from jobq.loop import Loop
+from jobq.settings import Settings
+from jobq.store.database import Database
+from jobq.store.jobs import new_id
+from jobq.store.wakeup import Listener
+from jobq.store.workers import scheduler_seen
+from scheduler.materialize import Materializer
+from scheduler.promote import Promoter
+from scheduler.prune import Pruner
+from scheduler.publish import Publisher
+from scheduler.reap import Reaper
+from scheduler.resend import Resender
+from scheduler.wake import Waker
+
+log = logging.getLogger(__name__)
+
+_SEEN_EVERY = 5.0
+_STOP_WITHIN = 5.0
+
+
+class Scheduler:
+    """The composition root of the scheduling side. ``start`` returns at once; ``stop`` ends all loops."""
+
+    def __init__(self, settings: Settings, database: Database | None = None, broker: Broker | None = None) -> None:
+        self._id = new_id()
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._database = database or Database(settings.database_url, application="jobq-scheduler")
+        self._broker = broker or CeleryBroker(settings)
+        self._publisher = Publisher(self._broker, settings.hints_per_message)
+        promoter = Promoter(self._database, self._publisher.offer)
+        self._promotion = Loop("promote", promoter.tick)
+        ready = self._promotion.wake
+        reaper = Reaper(
+            self._database,
+            lease=settings.lease.total_seconds(),
+            reattach_grace=settings.reattach_grace.total_seconds(),
+        )
+        resender = Resender(self._database, self._broker, self._publisher.offer)
+        self._materialization = Loop("materialize", Materializer(self._database, ready).tick)
+        self._waking = Loop("wake", Waker(self._database, ready).tick)
+        self._loops = [
+            self._promotion,
+            self._materialization,
+            self._waking,
+            Loop("publish", self._publisher.tick),
+            Loop("resend", resender.tick),
+            Loop("reap", reaper.tick),
+            Loop("prune", Pruner(self._database, settings.retention).tick),
+            Loop("seen", self._say_alive),
+        ]
+        self._listener = Listener(self._database, self._on_commit)
+
+    def start(self) -> None:
+        """Start all loops."""
+        for loop in self._loops:
+            loop.start()
+        self._listener.start()
+        log.info("scheduler %s is running", self._name)
+
+    def stop(self) -> None:
+        """End all loops, each after its present round."""
+        self._listener.stop()
+        for loop in self._loops:
+            loop.stop()
+        self._publisher.stop()
+        ends = time.monotonic() + _STOP_WITHIN
+        for loop in self._loops:
+            loop.join(max(ends - time.monotonic(), 0.1))
+        self._broker.close()
+        self._database.close()
+
+    def _on_commit(self) -> None:
+        self._promotion.wake()
+        self._waking.wake()
+
+    def _say_alive(self) -> float:
+        self._database.run(lambda conn: scheduler_seen(conn, self._id, self._name, version("jobq")))
+        return _SEEN_EVERY

@@ -1,0 +1,146 @@
+"""The Celery side of a worker: one registered task, which only hands ids over.
+
+``celery -A workers.app worker`` starts the same worker as ``jobq worker``: the queues and their worker slots come
+from JOBQ_QUEUES (``container:8,heartbeat:2000``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import SecurityWarning
+from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+
+from jobq.broker import TASK, make_celery, message_queue, parse_hint, require_shared
+from jobq.settings import Settings
+from workers.service import Worker
+from workers.slots import DEFAULT_SLOTS, parse_queues
+
+log = logging.getLogger(__name__)
+
+DEFAULT_QUEUES = ",".join(f"{queue}:{slots}" for queue, slots in DEFAULT_SLOTS.items())
+
+
+# Celery warns of running as root because of pickle in messages; only JSON is accepted here (see jobq.broker).
+warnings.filterwarnings("ignore", category=SecurityWarning)
+
+
+class App:
+    """A Celery app that feeds one ``Worker``; ``dropped`` counts messages that were no hints of ours."""
+
+    def __init__(self, settings: Settings, queues: Mapping[str, int]) -> None:
+        self.settings = settings
+        self.queues = dict(queues)
+        self.worker: Worker | None = None
+        self.dropped = 0
+        self.celery = make_celery(settings)
+        self.celery.conf.update(
+            task_queues=[message_queue(settings, queue) for queue in queues],
+            # A hint waits for room on its thread: two for each queue, so that no queue starves the others.
+            worker_concurrency=2 * len(queues),
+        )
+        self.celery.task(name=TASK, ignore_result=True)(self._run)
+
+    def _run(self, *args: Any, **_: Any) -> None:
+        """The one task: "look at these job ids". What is no such hint is dropped and counted, never executed."""
+        hint = parse_hint(args)
+        if hint is None or self.worker is None:
+            self.dropped += 1
+            log.warning("a message was dropped: it is no hint of this version")
+            return
+        self.worker.hint(hint.queue, hint.ids)
+
+    # --- the life of the process -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start to work; Celery's consumer follows."""
+        self.worker = Worker(self.settings, self.queues)
+        self.worker.start()
+
+    def drain(self) -> None:
+        """Take no more jobs."""
+        if self.worker is not None:
+            self.worker.drain()
+
+    def end(self) -> None:
+        """Let running jobs end, then stop."""
+        if self.worker is not None:
+            self.worker.stop()
+            self.worker = None
+
+    def bind_signals(self) -> None:
+        """Follow the life of a Celery worker that runs this app in this process."""
+        worker_init.connect(lambda **_: self.begin(), weak=False)
+        worker_shutting_down.connect(lambda **_: threading.Thread(target=self.drain, daemon=True).start(), weak=False)
+        worker_shutdown.connect(lambda **_: self.end(), weak=False)
+
+
+class EmbeddedWorker:
+    """A worker inside another process (``jobq dev``, tests, benchmarks): Celery's consumer on a thread of its own."""
+
+    def __init__(self, settings: Settings, queues: Mapping[str, int]) -> None:
+        self._app = App(settings, queues)
+        self._ready = threading.Event()
+        self._celery: Any = None
+        self._thread = threading.Thread(target=self._run, name="jobq-celery", daemon=True)
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Start, and wait until the consumer listens (or, while the broker is away, ``timeout`` seconds)."""
+        worker_ready.connect(self._on_ready, weak=False)
+        self._app.begin()
+        self._thread.start()
+        self._ready.wait(timeout)
+
+    def _on_ready(self, **_: Any) -> None:
+        self._ready.set()
+
+    def _run(self) -> None:
+        self._celery = self._app.celery.Worker(
+            pool="threads", without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True, loglevel="WARNING"
+        )
+        # WorkController.start without the signal handlers and the exit that come with a process of its own.
+        super(type(self._celery), self._celery).start()
+
+    def stop(self) -> None:
+        """Drain, let running jobs end, stop the consumer."""
+        worker_ready.disconnect(self._on_ready)
+        self._app.end()
+        if self._celery is not None:
+            self._celery.stop()
+        self._thread.join(5.0)
+
+
+def run_worker(settings: Settings, queues: Mapping[str, int]) -> int:
+    """``jobq worker``: a Celery worker in this process until SIGTERM or Ctrl-C; returns the exit code."""
+    require_shared(settings, "worker")
+    own = App(settings, queues)
+    own.bind_signals()
+    worker = own.celery.Worker(
+        pool="threads", without_gossip=True, without_mingle=True, without_heartbeat=True, loglevel=settings.log_level,
+        hostname=f"jobq-{os.getpid()}@{socket.gethostname()}",
+    )  # fmt: skip
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _from_environment() -> Celery:
+    """The app of ``celery -A workers.app worker``."""
+    settings = Settings()
+    require_shared(settings, "worker")
+    own = App(settings, parse_queues(os.environ.get("JOBQ_QUEUES", DEFAULT_QUEUES)))
+    own.bind_signals()
+    return own.celery
+
+
+def __getattr__(name: str) -> Any:
+    """``app`` is made when Celery asks for it, not when somebody imports this module."""
+    if name in {"app", "celery"}:
+        return _from_environment()
+    raise AttributeError(name)

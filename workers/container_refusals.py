@@ -1,0 +1,89 @@
+"""What it means for a job that the Docker engine refuses, fails or hangs. Pure: from its words to an Outcome."""
+
+from __future__ import annotations
+
+from jobq.models import Outcome
+from jobq.states import Reason
+from workers.docker_engine import EngineAway, EngineError, EngineOverdue, EngineRefused
+
+_RUNTIME_NOISE = (
+    "failed to create shim task: ",
+    "failed to create shim: ",
+    "OCI runtime create failed: ",
+    "runc create failed: ",
+    "unable to start container process: ",
+    ": unknown",
+)
+_HOPELESS = (
+    "executable file not found",
+    "no such file or directory",
+    "is not a directory",
+    "permission denied",
+    "unable to find user",
+    "unable to find group",
+)
+
+
+def _plain(message: str) -> str:
+    """The engine's sentence without the layers that passed it on."""
+    for noise in _RUNTIME_NOISE:
+        message = message.replace(noise, "")
+    return message.strip()
+
+
+def before_start(error: EngineError) -> Outcome:
+    """The engine failed before the container ran: nothing happened, and another try may do."""
+    hint = "; start it, or point JOBQ_DOCKER_HOST to it" if isinstance(error, EngineAway) else ""
+    return Outcome.failed(f"{error}{hint}", error_class=error.error_class)
+
+
+def while_running(error: EngineError) -> Outcome:
+    """The engine failed while the container ran: it may have ended in any way, or still be running."""
+    if isinstance(error, EngineAway):
+        return Outcome.lost(f"nobody can say how the container ended: {error}")
+    late = "; its container is removed as soon as the engine answers again" if isinstance(error, EngineOverdue) else ""
+    return Outcome.failed(f"{error}{late}", error_class=error.error_class)
+
+
+def pull_overdue(image: str, seconds: float) -> Outcome:
+    """The image did not come in time."""
+    return Outcome.failed(
+        f"the pull of {image} took longer than {seconds:g} s; "
+        "check the registry, pull the image on the host beforehand, or raise JOBQ_PREPARE_TIMEOUT",
+        error_class="prepare_timeout",
+    )
+
+
+def pull_refused(image: str, refused: EngineRefused) -> Outcome:
+    """The registry has no such image for us, or could not be asked."""
+    said = refused.message
+    if refused.status == 404 or "not found" in said or "manifest unknown" in said or "denied" in said:
+        return Outcome.failed(
+            f"the image {image} cannot be pulled: {said}; check its name and tag, and whether the engine may read it",
+            error_class="image_not_found", retry=False,
+        )  # fmt: skip
+    return Outcome.failed(f"the image {image} cannot be pulled: {said}", error_class="pull_failed")
+
+
+def image_missing(image: str) -> Outcome:
+    """The engine does not have the image, and the spec forbids to pull it."""
+    return Outcome.failed(
+        f"the Docker engine has no image {image}; pull it on that host, or set pull to 'missing'",
+        error_class="image_not_found", retry=False,
+    )  # fmt: skip
+
+
+def create_refused(refused: EngineRefused) -> Outcome:
+    """The engine did not make the container."""
+    said = f"the Docker engine refused to create the container: {_plain(refused.message)}"
+    if refused.status < 500:
+        return Outcome.invalid(said)
+    return Outcome.failed(said, error_class="create_failed")
+
+
+def start_refused(refused: EngineRefused) -> Outcome:
+    """The engine made the container but could not start it."""
+    said = f"the container did not start: {_plain(refused.message)}"
+    if refused.status < 500 or any(words in refused.message for words in _HOPELESS):
+        return Outcome.failed(said, error_class="start_failed", reason=Reason.INVALID, retry=False)
+    return Outcome.failed(said, error_class="start_failed")

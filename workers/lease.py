@@ -1,0 +1,179 @@
+"""The lease of this worker, and what follows from it.
+
+One row says that the worker lives; it is renewed every few seconds. Each renewal brings back what the database
+believes to run here, and what is wanted of it:
+
+- a job that runs here but is not listed has another owner or an end: its work is stopped (fenced);
+- a job that is listed twice in a row but does not run here comes from a claim whose reply was lost: it is given back;
+- a job that somebody canceled is told to stop;
+- if the worker was declared dead, all its work is fenced and it registers under a new identity.
+
+A worker that cannot renew stops, shortly before its lease ends, whatever will be tried again elsewhere. Other work
+goes on: its outcome counts as long as nobody else ended the job.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from uuid import UUID
+
+from jobq.errors import Unavailable
+from jobq.plugins import Stop
+from jobq.settings import Settings
+from jobq.states import Desired
+from jobq.store.claim import Claimant
+from jobq.store.database import Database
+from jobq.store.workers import (
+    Identity,
+    Renewal,
+    adopt,
+    declare_dead,
+    neighbours,
+    register,
+    release_unheld,
+    renew,
+    set_draining,
+    sign_off,
+)
+from workers.executors import Executors
+from workers.identity import new_identity, process_start
+from workers.runner import Runner, Running
+from workers.slots import Slots
+
+log = logging.getLogger(__name__)
+
+_SAFETY = 5.0
+"""Seconds before the end of a lease that could not be renewed at which the worker fences itself."""
+_ADOPT = 50
+
+
+class Lease:
+    """Keeps the worker alive in the database. Its ``tick`` runs on a thread of its own, never behind other work."""
+
+    def __init__(self, settings: Settings, database: Database, slots: Slots, executors: Executors) -> None:
+        self._seconds = settings.lease.total_seconds()
+        self._every = settings.renew_every.total_seconds()
+        self._database, self._slots, self._executors = database, slots, executors
+        self._identity: Identity | None = None
+        self._renewed = time.monotonic()
+        self._unheld: dict[UUID, int] = {}
+        self._lock = threading.Lock()
+        self._drain_begun = False
+        self.runner: Runner | None = None
+        self.on_drain = lambda: None
+        """Called once when an operator asked this worker to drain."""
+
+    # --- identity ------------------------------------------------------------------------------------------
+
+    def claimant(self) -> Claimant:
+        """Under which identity jobs are claimed now. Raises Unavailable before the first registration."""
+        if self._identity is None:
+            raise Unavailable("The worker is not registered yet.", code="database_unavailable")
+        hosted, host = self._executors.hosted()
+        return Claimant(self._identity.id, host, hosted if host else ())
+
+    @property
+    def identity(self) -> Identity | None:
+        """The present identity; None: not registered yet."""
+        return self._identity
+
+    def _register(self) -> None:
+        identity = new_identity(self._slots.capacity, self._executors.hosted()[1])
+        self._database.run(lambda conn: register(conn, identity, self._seconds))
+        self._renewed, self._identity, self._unheld = time.monotonic(), identity, {}
+        log.info("registered as %s (%s)", identity.name, identity.id)
+
+    # --- renewal -------------------------------------------------------------------------------------------
+
+    def tick(self) -> float:
+        """One renewal; returns the seconds until the next."""
+        if self._identity is None:
+            self._register()
+            return 0.0
+        before = self._snapshot()
+        began = time.monotonic()
+        identity, host = self._identity, self._executors.hosted()[1]
+        try:
+            renewal = self._database.run(lambda conn: renew(conn, identity.id, self._seconds, host))
+        except Unavailable:
+            self._fence_before_the_end()
+            raise
+        if not renewal.alive:
+            self._fence_all()
+            return 0.0
+        self._renewed = began
+        self._obey(renewal, before, identity)
+        self._look_around(identity, host)
+        return max(self._every - (time.monotonic() - began), 0.1)
+
+    def _snapshot(self) -> dict[UUID, Running]:
+        return dict(self.runner.running) if self.runner else {}
+
+    def _obey(self, renewal: Renewal, before: dict[UUID, Running], identity: Identity) -> None:
+        """Bring what runs here in line with what the database says. Only jobs that were here before it was asked
+        can be missing from its answer."""
+        assert self.runner is not None
+        for job_id, running in before.items():
+            listed = renewal.running.get(job_id)
+            if job_id in self.runner.running and (listed is None or listed[0] != running.job.attempt):
+                if running.owner == identity.id:
+                    self.runner.stop(running, Stop.FENCED)
+            elif listed is not None and listed[1] is Desired.CANCEL:
+                self.runner.stop(running, Stop.CANCEL)
+        now_running = self._snapshot()
+        unheld = {job: attempt for job, (attempt, _) in renewal.running.items() if job not in now_running}
+        again = [job for job, attempt in unheld.items() if self._unheld.get(job) == attempt]
+        self._unheld = unheld
+        if again:
+            held = {job: running.job.attempt for job, running in now_running.items()}
+            self._database.run(lambda conn: release_unheld(conn, identity.id, held, again))
+        if renewal.draining and not self._drain_begun:
+            self._drain_begun = True
+            self.on_drain()
+
+    def _fence_before_the_end(self) -> None:
+        if time.monotonic() - self._renewed < self._seconds - _SAFETY or self.runner is None:
+            return
+        for running in self._snapshot().values():
+            if running.retry.retry_lost is not False and running.ctx.stop is None:
+                log.warning("job %s is stopped: the lease could not be renewed", running.job.id)
+                self.runner.stop(running, Stop.FENCED)
+
+    def _fence_all(self) -> None:
+        log.warning("this worker was declared dead: its jobs are stopped, and it registers anew")
+        for running in self._snapshot().values():
+            assert self.runner is not None
+            self.runner.stop(running, Stop.FENCED)
+        self._identity = None
+
+    # --- neighbours ----------------------------------------------------------------------------------------
+
+    def _look_around(self, identity: Identity, host: str | None) -> None:
+        """Declare dead those neighbours whose process is gone, and take over what the dead left on this host."""
+        with self._database.read() as conn:
+            others = neighbours(conn, identity.boot_id, identity.pid_namespace)
+        gone = [row.id for row in others if row.id != identity.id and process_start(row.pid) != row.process_start]
+        if gone and identity.boot_id:
+            log.warning("%d workers of this machine are gone", len(gone))
+            self._database.run(lambda conn: declare_dead(conn, gone))
+        if host is not None and not self._drain_begun and self.runner is not None:
+            adopted = self._database.run(lambda conn: adopt(conn, identity.id, host, _ADOPT))
+            if adopted:
+                log.info("%d jobs of dead workers are taken over on this host", len(adopted))
+                self.runner.begin(adopted, identity.id, recovered=True)
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Promotion no longer counts on this worker."""
+        self._drain_begun = True
+        if (identity := self._identity) is not None:
+            self._database.run(lambda conn: set_draining(conn, identity.id))
+
+    def sign_off(self) -> None:
+        """The worker ends: what it left is the others' at once."""
+        if (identity := self._identity) is not None:
+            self._database.run(lambda conn: sign_off(conn, identity.id))
+            self._identity = None

@@ -1,0 +1,209 @@
+"""Claim → execute → record: the hot path of a worker, and nothing else.
+
+Threads: hints arrive on Celery's pool threads and claim there; jobs run on one asyncio loop; the recorder commits on
+a thread of its own. A job holds its worker slot from before its claim until its outcome is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from jobq.errors import Forbidden, InvalidInput, Misconfigured, Unavailable
+from jobq.models import Outcome
+from jobq.plugins import Context, JobRef, Stop
+from jobq.retry import RetryPolicy
+from jobq.store.claim import Claimant, Claimed, Report, claim, claim_waiting
+from jobq.store.database import Database
+from jobq.validation import parse
+from workers.executors import Executors
+from workers.journal import Journal
+from workers.recorder import Recorder
+from workers.slots import Slots
+
+log = logging.getLogger(__name__)
+
+HINT_WAIT = 20.0
+"""Seconds that a hint waits for free slots; then its jobs stay QUEUED and are claimed without it."""
+_BACKSTOP = 5.0
+"""Seconds by which the worker's own timeout is later than that of an executor that watches the time itself."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A job that this worker executes at the moment."""
+
+    job: Claimed
+    owner: UUID
+    ctx: Context
+    retry: RetryPolicy
+    cooperative: bool = False
+    outlives: bool = False
+    """Its work goes on where it lives, without this worker."""
+    recovered: bool = False
+    task: asyncio.Task[None] | None = None
+    timed_out: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+
+class Runner:
+    """Runs jobs. ``claimant`` says under which identity: it changes when the worker was declared dead."""
+
+    def __init__(
+        self, database: Database, slots: Slots, executors: Executors, journal: Journal, recorder: Recorder,
+        claimant: Callable[[], Claimant],
+    ) -> None:  # fmt: skip
+        self._database, self._slots, self._executors = database, slots, executors
+        self._journal, self._recorder, self._claimant = journal, recorder, claimant
+        self._loop = executors.loop
+        self.running: dict[UUID, Running] = {}
+        self.last_hint: dict[str, float] = {}
+        self.overflowed: set[str] = set()
+        """Queues with promoted jobs that had no room here: claimed without a hint as soon as there is."""
+
+    # --- claim ---------------------------------------------------------------------------------------------
+
+    def hint(self, queue: str, ids: Sequence[UUID]) -> None:
+        """Claim what fits of these jobs, waiting for room; what does not fit stays QUEUED for whoever has room."""
+        self.last_hint[queue] = time.monotonic()
+        ends = time.monotonic() + HINT_WAIT
+        while ids:
+            taken = self._slots.take(queue, len(ids), ends - time.monotonic())
+            if not taken:
+                self.overflowed.add(queue)
+                return
+            now, ids = ids[:taken], ids[taken:]
+            self._claim(queue, taken, lambda conn, by, now=now: claim(conn, by, queue, now))  # type: ignore[misc]
+
+    def claim_without_hint(self, queue: str, at_most: int) -> int:
+        """Claim QUEUED jobs straight from the database; returns how many there were."""
+        taken = self._slots.take(queue, at_most)
+        return self._claim(queue, taken, lambda conn, by: claim_waiting(conn, by, queue, taken)) if taken else 0
+
+    def _claim(self, queue: str, taken: int, work: Callable[[Any, Claimant], list[Claimed]]) -> int:
+        jobs: list[Claimed] = []
+        try:
+            by = self._claimant()
+            jobs = self._database.run(lambda conn: work(conn, by))
+            self.begin(jobs, by.worker_id)
+        except Unavailable as error:
+            log.debug("not claimed: %s", error)
+        finally:
+            self._slots.give(queue, taken - len(jobs))
+        return len(jobs)
+
+    # --- execute -------------------------------------------------------------------------------------------
+
+    def begin(self, jobs: Iterable[Claimed], owner: UUID, *, recovered: bool = False) -> None:
+        """Start claimed (or adopted) jobs on the event loop. From any thread."""
+        started = [self._prepare(job, owner, recovered=recovered) for job in jobs]
+        if started:
+            self.running.update((running.job.id, running) for running in started)
+            self._loop.call_soon_threadsafe(self._start, started)
+
+    def _prepare(self, job: Claimed, owner: UUID, *, recovered: bool) -> Running:
+        ref = JobRef(
+            job.id, job.attempt, job.tenant, job.kind, job.name, job.queue, job.trigger, job.timeout,
+            job.scheduled_at, job.workflow_id, job.parent_id, job.state,
+        )  # fmt: skip
+        journal = self._journal
+        ctx = Context(
+            ref,
+            write_log=journal.open(job),
+            on_executing=lambda: journal.executing(owner, job),
+            checkpoint=job.checkpoint or {},
+            save=lambda document: journal.checkpoint(job, document),
+        )
+        return Running(job, owner, ctx, RetryPolicy.model_validate(job.retry or {}), recovered=recovered)
+
+    def _start(self, started: list[Running]) -> None:
+        for running in started:
+            running.task = self._loop.create_task(self._run(running))
+
+    async def _run(self, running: Running) -> None:
+        outcome = await self._execute(running)
+        job, stop = running.job, running.ctx.stop
+        drained = stop is Stop.DRAIN and outcome.error_class == "stopped"
+        if stop is Stop.FENCED or (drained and running.outlives):
+            self.forget([running])  # another worker owns it, or will take it over where it lives
+            return
+        self._recorder.put(
+            running.owner,
+            Report(job.id, job.attempt, outcome, job.started_at, running.retry, running.ctx.steps, drained),
+        )
+
+    async def _execute(self, running: Running) -> Outcome:
+        """The outcome of the executor, or of what kept it from having one. Never raises."""
+        job, ctx = running.job, running.ctx
+        try:
+            executor = await self._executors.get(job.kind)
+            running.cooperative = getattr(executor, "cooperative", False)
+            running.outlives = hasattr(executor, "recover")
+            spec = parse(executor.kind.spec, job.spec, "/spec")
+            work = executor.recover if running.recovered else executor.execute
+            if not inspect.iscoroutinefunction(work):
+                work = partial(asyncio.to_thread, work)  # at its timeout its outcome is decided without it
+            if running.cooperative or job.timeout is None:
+                outcome: Outcome = await work(spec, ctx)
+                return outcome
+            grace = _BACKSTOP if getattr(executor, "own_deadline", False) else 0.0
+            return await self._with_deadline(running, work(spec, ctx), grace)
+        except asyncio.CancelledError:
+            return self._interrupted(running)
+        except (InvalidInput, Forbidden, Misconfigured) as error:
+            return Outcome.invalid(str(error))
+        except Exception as error:
+            log.debug("job %s raised", job.id, exc_info=True)
+            return Outcome.failed(f"{type(error).__name__}: {error}"[:2000], error_class=type(error).__name__)
+
+    async def _with_deadline(self, running: Running, work: Awaitable[Outcome], grace: float) -> Outcome:
+        timer = self._loop.call_later((running.job.timeout or 0.0) + grace, self._expire, running)
+        try:
+            return await work
+        finally:
+            timer.cancel()
+
+    def _expire(self, running: Running) -> None:
+        running.timed_out = True
+        if running.task is not None:
+            running.task.cancel()
+
+    @staticmethod
+    def _interrupted(running: Running) -> Outcome:
+        if running.timed_out:
+            return Outcome.timed_out(f"timed out after {running.job.timeout:g} s")
+        return Outcome.stopped()
+
+    def stop(self, running: Running, why: Stop) -> None:
+        """Tell a running job to stop. From any thread; telling it twice changes nothing."""
+        if running.ctx.stop is not why:
+            self._loop.call_soon_threadsafe(self._stop, running, why)
+
+    @staticmethod
+    def _stop(running: Running, why: Stop) -> None:
+        running.ctx.request_stop(why)
+        if running.task is not None and not running.cooperative:
+            running.task.cancel()
+
+    # --- record --------------------------------------------------------------------------------------------
+
+    def recorded(self, reports: Sequence[Report]) -> None:
+        """The outcomes are committed (or were refused): their slots are free."""
+        self.forget([running for report in reports if (running := self.running.get(report.id)) is not None])
+
+    def forget(self, ended: Iterable[Running]) -> None:
+        """These jobs hold no slot here any more."""
+        counts: defaultdict[str, int] = defaultdict(int)
+        for running in ended:
+            if self.running.pop(running.job.id, None) is not None:
+                counts[running.job.queue] += not running.recovered
+        for queue, count in counts.items():
+            self._slots.give(queue, count)

@@ -1,0 +1,161 @@
+"""A worker process put together: slots, executors, journal, recorder, lease and runner, each on its own thread."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+from jobq.errors import Unavailable
+from jobq.loop import Loop
+from jobq.plugins import Stop
+from jobq.settings import Settings
+from jobq.store.database import Database
+from jobq.store.jobs import running_here
+from workers.executors import Executors
+from workers.journal import Journal
+from workers.lease import Lease
+from workers.orphans import OrphanReaper
+from workers.recorder import Recorder
+from workers.runner import Runner
+from workers.slots import Slots
+
+log = logging.getLogger(__name__)
+
+_QUIET = 1.0
+"""Seconds without a hint after which a worker with free slots looks into the database itself."""
+_LONGEST_LOOK = 10.0
+_SWEEP_EVERY = 10.0
+_BATCH = 500
+
+
+class Worker:
+    """The composition root of the executing side. Celery delivers hints to ``hint``; it works without any."""
+
+    def __init__(self, settings: Settings, queues: Mapping[str, int], database: Database | None = None) -> None:
+        self._settings = settings
+        self._database = database or Database(settings.database_url, pool_size=10, application="jobq-worker")
+        self.slots = Slots(queues)
+        self._executors = Executors(settings)
+        self._journal = Journal(self._database, settings.max_log_bytes)
+        self._recorder = Recorder(self._database, self._journal, self._recorded)
+        self.lease = Lease(settings, self._database, self.slots, self._executors)
+        self.runner = Runner(
+            self._database, self.slots, self._executors, self._journal, self._recorder, self.lease.claimant
+        )
+        self.lease.runner = self.runner
+        self._looks: dict[str, tuple[float, float]] = {queue: (0.0, _QUIET) for queue in queues}
+        self._renewal = Loop("lease", self.lease.tick)
+        self._recording = Loop("record", self._recorder.tick)
+        self._journaling = Loop("journal", self._journal.tick)
+        self._looking = Loop("look", self._look)
+        self._sweeping = Loop("sweep", self._sweep)
+        self._reaper: OrphanReaper | None = None
+        self._draining = False
+
+    def start(self) -> None:
+        """Start everything; the first renewal registers the worker. Returns at once when the database is away."""
+        self._executors.start()
+        for loop in (self._renewal, self._recording, self._journaling, self._looking, self._sweeping):
+            loop.start()
+        log.info("worker serves %s", ", ".join(f"{queue}:{count}" for queue, count in self.slots.capacity.items()))
+
+    def hint(self, queue: str, ids: Sequence[UUID]) -> None:
+        """A message came: claim what fits. Blocks while there is no room, at most 20 s."""
+        if queue in self.slots.capacity and not self._draining:
+            self.runner.hint(queue, ids)
+
+    def _recorded(self, reports: Sequence[object]) -> None:
+        self.runner.recorded(reports)  # type: ignore[arg-type]
+        if self.runner.overflowed:
+            self._looking.wake()
+
+    # --- claims without hints --------------------------------------------------------------------------------
+
+    def _look(self) -> float:
+        """Claim from the database where a queue has free slots and no hint came for a while."""
+        if self._draining:
+            return _LONGEST_LOOK
+        waits = [self._look_into(queue) for queue in self.slots.capacity]
+        return min(waits)
+
+    def _look_into(self, queue: str) -> float:
+        due, pause = self._looks[queue]
+        moment = time.monotonic()
+        overflowed = queue in self.runner.overflowed
+        quiet_since = max(self.runner.last_hint.get(queue, 0.0) + _QUIET, due)
+        free = self.slots.free(queue)
+        if not free:
+            return 0.05 if overflowed else _QUIET
+        if not overflowed and quiet_since > moment:
+            return quiet_since - moment
+        self.runner.overflowed.discard(queue)
+        try:
+            found = self.runner.claim_without_hint(queue, min(free, _BATCH))
+        except Unavailable:
+            found = 0
+        if found:
+            self._looks[queue] = (0.0, _QUIET)
+            self.runner.overflowed.add(queue)  # where some were, more may be
+            return 0.0
+        self._looks[queue] = (moment + pause * random.uniform(0.75, 1.25), min(pause * 1.5, _LONGEST_LOOK))
+        return self._looks[queue][0] - moment
+
+    # --- orphans -----------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> float:
+        """Remove containers on this host that no live job owns."""
+        executor = self._executors.find("CONTAINER")
+        if executor is None or executor.host is None or self.lease.identity is None:
+            return _SWEEP_EVERY
+        if self._reaper is None:
+            self._reaper = OrphanReaper(executor.engine, self._settings.env_id, self._owned)
+        self._executors.call(self._reaper.sweep(), timeout=120.0)
+        return _SWEEP_EVERY
+
+    def _owned(self, found: list[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
+        with self._database.read() as conn:
+            return running_here(conn, found)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take no more jobs; those that run go on. From any thread; returns at once."""
+        if self._draining:
+            return
+        self._draining = True
+        self.slots.close()
+        try:
+            self.lease.drain()
+        except Unavailable as error:
+            log.warning("draining without telling the database: %s", error)
+
+    def stop(self) -> None:
+        """Drain, wait for running jobs (``drain_timeout``), stop or leave the rest uncharged, then end everything."""
+        self.drain()
+        self._wait_until_idle(self._settings.drain_timeout.total_seconds())
+        for running in list(self.runner.running.values()):
+            self.runner.stop(running, Stop.DRAIN)
+        self._wait_until_idle(self._settings.stop_grace.total_seconds() + 5.0)
+        self._end()
+
+    def _wait_until_idle(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while self.runner.running and time.monotonic() < ends:
+            time.sleep(0.02)
+
+    def _end(self) -> None:
+        for loop in (self._looking, self._sweeping, self._journaling, self._renewal, self._recording):
+            loop.stop()
+        self._recorder.stop()
+        for loop in (self._recording, self._journaling, self._renewal, self._looking):
+            loop.join(5.0)
+        try:
+            self._journal.tick()
+            self.lease.sign_off()
+        except Unavailable as error:
+            log.warning("the worker ends without signing off, its lease runs out: %s", error)
+        self._executors.stop()
+        self._database.close()
