@@ -24,7 +24,7 @@ def code(error: JobQError | ValidationError) -> str:
 
 @pytest.mark.parametrize(
     "image",
-    ["", " ", "UPPER/case", "a b", "-flag", "busybox:", "busybox@sha256:short", "a//b", "busybox\n", "x" * 600, "bösybox", "$(id)",
+    ["", " ", "UPPER", "a b", "-flag", "busybox:", "busybox@sha256:short", "a//b", "busybox\n", "x" * 600, "bösybox", "$(id)",
      "busybox:tag with space", "../escape", "http://host/image"],
 )  # fmt: skip
 def test_an_image_that_is_no_reference_is_invalid(image: str) -> None:

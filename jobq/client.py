@@ -1,0 +1,303 @@
+"""``JobQ``: what applications, the CLI and the HTTP API call. Every rule is behind it, none in front.
+
+Each call is one transaction, committed when it returns; what was accepted is durable from then on. Calls are safe
+from any thread. Where a method takes ``connection``, it joins the caller's own SQLAlchemy transaction instead: the
+job exists if and when that transaction commits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+from jobq.cursors import fingerprint, make_cursor, read_cursor
+from jobq.definition import JobRequest, checked_all
+from jobq.errors import Conflict, InvalidInput, Unavailable
+from jobq.models import Attempt, Job, LogLine, Page
+from jobq.operations import Queues, Tenants, Workers
+from jobq.settings import Settings
+from jobq.states import Trigger
+from jobq.store import control, logs
+from jobq.store import jobs as store
+from jobq.store import why as reasons
+from jobq.store.database import Database
+from jobq.store.jobs import JobFilter, NewJob, new_id
+from jobq.store.wakeup import announce, ring
+from jobq.store.workers import database_now
+from jobq.validation import parse
+from jobq.workflows import Workflows
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from jobq.specs import Spec
+
+Result = TypeVar("Result")
+_INSERTED_AT_ONCE = 5000
+_LOG_PAGE = 1000
+
+
+class JobQ(Workflows):
+    """A tenant's door to jobq: workflows (``jobq.workflows``), jobs (here), ``queues``, ``tenants`` and ``workers``.
+
+    ``JobQ()`` reads ``JOBQ_DATABASE_URL`` and ``JOBQ_TENANT``. ``actor`` names who acts, for the record of
+    interventions. All errors are of the tree in ``jobq.errors``.
+    """
+
+    def __init__(
+        self,
+        database_url: str | None = None,
+        *,
+        tenant: str | None = None,
+        actor: str = "python",
+        settings: Settings | None = None,
+    ) -> None:
+        settings = settings or Settings()
+        if database_url is not None:
+            settings = settings.model_copy(update={"database_url": database_url})
+        self.settings = settings
+        self.tenant = tenant or settings.tenant
+        self.actor = actor
+
+    @cached_property
+    def database(self) -> Database:
+        """The pool of connections, opened at the first call."""
+        return Database(self.settings.database_url)
+
+    @cached_property
+    def queues(self) -> Queues:
+        """List, pause, resume and limit queues."""
+        return Queues(self.database, self.actor)
+
+    @cached_property
+    def tenants(self) -> Tenants:
+        """List tenants, set their weights and limits."""
+        return Tenants(self.database, self.actor)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """List and drain workers."""
+        return Workers(self.database, self.actor)
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        if "database" in self.__dict__:
+            self.database.close()
+
+    def __enter__(self) -> JobQ:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- enqueue -----------------------------------------------------------------------------------------------
+
+    def enqueue(
+        self, spec: Spec | dict[str, Any], *, connection: Connection | None = None, **request: Any
+    ) -> Job:
+        """Enqueue one job; ``request``: the fields of ``jobq.definition.JobRequest``.
+
+        A repeated ``idempotency_key`` returns the job that the first call made (Conflict ``idempotency_conflict`` if
+        the request differs). If a live job holds the ``dedupe_key``, the new one is recorded CANCELED·duplicate.
+        """
+        asked = self._request(spec, request)
+        return self._write(connection, lambda conn: self._enqueue_one(conn, asked))
+
+    def enqueue_many(
+        self, requests: Iterable[JobRequest | dict[str, Any]], *, connection: Connection | None = None
+    ) -> list[UUID]:
+        """Enqueue many jobs at some 20,000 a second; returns their ids, in the order of the requests.
+
+        All requests are judged before the first is written. Without ``connection`` they are written in transactions
+        of 5,000; requests with an ``idempotency_key`` are refused here.
+        """
+        asked = [
+            request if isinstance(request, JobRequest) else self._request(request.get("spec", {}), request)
+            for request in requests
+        ]
+        if any(request.idempotency_key for request in asked):
+            raise InvalidInput("enqueue_many takes no idempotency_key.", hint="Use dedupe_key, or enqueue.")
+        accepted = checked_all(asked, self.settings, self._now(connection))
+        new = [self._new_job(request) for request in accepted]
+        step = len(new) or 1 if connection is not None else _INSERTED_AT_ONCE
+        ids: list[UUID] = []
+        for start in range(0, len(new), step):
+            part = new[start : start + step]
+            ids += self._write(connection, lambda conn, part=part: self._insert(conn, part, connection))  # type: ignore[misc]
+        return ids
+
+    @staticmethod
+    def _request(spec: Any, fields: dict[str, Any]) -> JobRequest:
+        return parse(JobRequest, {**fields, "spec": spec})
+
+    def _enqueue_one(self, conn: Connection, asked: JobRequest) -> Job:
+        accepted = asked.checked(self.settings, database_now(conn))
+        new = self._new_job(accepted)
+        if accepted.idempotency_key is not None:
+            body = hashlib.sha256(asked.model_dump_json(exclude={"idempotency_key"}).encode()).hexdigest()
+            before = store.remember_request(conn, self.tenant, accepted.idempotency_key, body, new.id)
+            if before is not None and before != new.id:
+                return store.get(conn, self.tenant, before)
+        self._insert(conn, [new], None)
+        return store.get(conn, self.tenant, new.id)
+
+    @staticmethod
+    def _insert(conn: Connection, new: Sequence[NewJob], connection: Connection | None) -> list[UUID]:
+        ids = store.enqueue(conn, new)
+        announce(conn, always=connection is not None)
+        return ids
+
+    def _new_job(self, request: JobRequest) -> NewJob:
+        assert request.kind is not None and request.name is not None and request.queue is not None
+        return NewJob(
+            tenant=self.tenant, kind=request.kind, name=request.name, queue=request.queue, spec=request.spec,
+            priority=request.priority, max_attempts=request.retry.max_attempts or 1,
+            timeout=None if request.timeout is None else request.timeout.total_seconds(), id=new_id(),
+            scheduled_at=request.scheduled_at,
+            stale_after=None if request.stale_after is None else request.stale_after.total_seconds(),
+            state=request.state, retry=request.retry.stored(), dedupe_key=request.dedupe_key,
+        )  # fmt: skip
+
+    # --- look ----------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: UUID) -> Job:
+        """The job as it is now. Raises NotFound, also for another tenant's."""
+        with self.database.read() as conn:
+            return store.get(conn, self.tenant, job_id)
+
+    def list(self, *, limit: int = 50, cursor: str | None = None, **only: Any) -> Page[Job]:
+        """The newest jobs first; ``only``: the fields of ``jobq.store.jobs.JobFilter``. ``limit``: 1 to 200."""
+        if not 1 <= limit <= 200:
+            raise InvalidInput("limit is between 1 and 200.", pointer="/limit")
+        wanted = JobFilter(**only)
+        filters = fingerprint(listing="jobs", tenant=self.tenant, only=repr(wanted))
+        before = read_cursor(self._cursor_key, filters, cursor)
+        with self.database.read() as conn:
+            found = store.list_page(conn, self.tenant, wanted, before=before, limit=limit + 1)
+        more = len(found) > limit
+        page = found[:limit]
+        return Page(page, make_cursor(self._cursor_key, filters, page[-1].id) if more else None)
+
+    @property
+    def _cursor_key(self) -> bytes:
+        return (self.settings.secret_key.get_secret_value() or f"jobq:{self.settings.env_id}").encode()
+
+    def spec(self, job_id: UUID) -> dict[str, Any]:
+        """What the job was told to do."""
+        with self.database.read() as conn:
+            store.get(conn, self.tenant, job_id)
+            found: dict[str, Any] = store.get_data(conn, job_id).spec
+            return found
+
+    def attempts(self, job_id: UUID) -> list[Attempt]:
+        """The attempts that have ended, oldest first: outcome, cause, steps, usage and result of each."""
+        with self.database.read() as conn:
+            store.get(conn, self.tenant, job_id)
+            return store.list_attempts(conn, job_id)
+
+    def why(self, job_id: UUID) -> str:
+        """One or two sentences: why the job is where it is."""
+        with self.database.read() as conn:
+            return reasons.why(conn, self.tenant, job_id)
+
+    def logs(self, job_id: UUID, *, after: int = 0, follow: bool = False, poll: float = 0.25) -> Iterator[LogLine]:
+        """The job's log behind line ``after``. ``follow``: go on until the job has ended, without gap or repeat."""
+        self.get(job_id)
+        while True:
+            with self.database.read() as conn:
+                ended = store.get(conn, self.tenant, job_id).finished  # asked first: what ended has written its log
+                lines = logs.read(conn, job_id, after=after, limit=_LOG_PAGE)
+            yield from lines
+            if lines:
+                after = lines[-1].number
+            if len(lines) == _LOG_PAGE:
+                continue
+            if ended or not follow:
+                return
+            time.sleep(poll)
+
+    def wait(self, job_id: UUID, timeout: float | None = None) -> Job:
+        """Wait until the job has ended; a duplicate is followed to the job that it duplicates.
+
+        Raises Unavailable ``wait_timeout`` after ``timeout`` seconds (None: wait for ever); the job goes on.
+        """
+        ends = None if timeout is None else time.monotonic() + timeout
+        pause = 0.005
+        while True:
+            job = self.get(job_id)
+            if job.finished and job.duplicate_of is not None:
+                job_id = job.duplicate_of
+                continue
+            if job.finished:
+                return job
+            left = pause if ends is None else min(pause, ends - time.monotonic())
+            if left <= 0:
+                raise Unavailable(
+                    f"Job {job_id} has not ended within {timeout:g} s: it is {job.status}·{job.reason}.",
+                    code="wait_timeout", hint=f"jobq job why {job_id} says why.",
+                )  # fmt: skip
+            time.sleep(left)
+            pause = min(pause * 1.5, 0.5)
+
+    # --- act -------------------------------------------------------------------------------------------------------
+
+    def cancel(self, job_id: UUID) -> Job:
+        """Cancel: at once while the job waits, within seconds while it runs. Conflict if it has ended."""
+        return self._act(job_id, lambda conn: control.cancel(conn, self.tenant, job_id, self.actor))
+
+    def pause(self, job_id: UUID) -> Job:
+        """Hold a waiting MANUAL job. Conflict ``not_pausable`` for others."""
+        return self._act(job_id, lambda conn: control.pause(conn, self.tenant, job_id, self.actor))
+
+    def resume(self, job_id: UUID) -> Job:
+        """Let a paused job go on; resuming what is not paused changes nothing."""
+        return self._act(job_id, lambda conn: control.resume(conn, self.tenant, job_id, self.actor))
+
+    def retry(self, job_id: UUID) -> Job:
+        """Run an ended job again: a new MANUAL job with the same spec and ``retry_of``. Conflict while it is live."""
+        return self._write(None, lambda conn: self._retry(conn, job_id))
+
+    def _retry(self, conn: Connection, job_id: UUID) -> Job:
+        before = store.get(conn, self.tenant, job_id)
+        if not before.finished:
+            raise Conflict(f"Job {job_id} has not ended: it is {before.status}·{before.reason}.", code="not_finished")
+        data = store.get_data(conn, job_id)
+        new = NewJob(
+            tenant=before.tenant, kind=before.kind, name=before.name, queue=before.queue, spec=data.spec,
+            priority=before.priority, max_attempts=(data.retry or {}).get("max_attempts", 1), timeout=before.timeout,
+            id=new_id(), trigger=Trigger.MANUAL, state=data.state, retry=data.retry, workflow_id=before.workflow_id,
+            generation=before.generation, retry_of=job_id, dedupe_key=before.dedupe_key,
+        )  # fmt: skip
+        new.lane = self._lane_of(conn, before.workflow_id)
+        control.add_event(conn, before.tenant, f"job:{job_id}", "retry", self.actor, {"new": str(new.id)})
+        self._insert(conn, [new], None)
+        return store.get(conn, self.tenant, new.id)
+
+    def _act(self, job_id: UUID, work: Callable[[Connection], None]) -> Job:
+        def both(conn: Connection) -> Job:
+            work(conn)
+            announce(conn)
+            return store.get(conn, self.tenant, job_id)
+
+        return self._write(None, both)
+
+    # --- transactions ------------------------------------------------------------------------------------------------
+
+    def _write(self, connection: Connection | None, work: Callable[[Connection], Result]) -> Result:
+        if connection is not None:
+            return work(connection)
+        done = self.database.run(work)
+        ring(self.database)
+        return done
+
+    def _now(self, connection: Connection | None) -> datetime:
+        if connection is not None:
+            return database_now(connection)
+        with self.database.read() as conn:
+            return database_now(conn)

@@ -1,0 +1,155 @@
+"""What operators do: queues, tenants and workers, for all tenants at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from jobq.errors import InvalidInput, NotFound
+from jobq.store import control, workers
+from jobq.store.database import Database
+from jobq.store.wakeup import announce, ring
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue as it is now."""
+
+    name: str
+    ready: int
+    """Jobs that wait for room; counting stops at 10,000."""
+    in_flight: int
+    slots: int
+    """Worker slots of its live, undrained workers."""
+    limit: int | None
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant's share and limit, and what it has in flight."""
+
+    name: str
+    weight: float
+    limit: int | None
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker process."""
+
+    id: UUID
+    name: str
+    queues: dict[str, int]
+    running: int
+    version: str
+    started_at: datetime
+    renewed_at: datetime
+    state: str
+    """live, draining, late (its lease ran out, nobody declared it dead yet), stopped or dead."""
+
+
+class Queues:
+    """Every change holds from the moment that the call returned, for any number of schedulers."""
+
+    def __init__(self, database: Database, actor: str) -> None:
+        self._database, self._actor = database, actor
+
+    def list(self) -> list[Queue]:
+        """Queues with jobs, workers or a setting."""
+        with self._database.read() as conn:
+            return [Queue(**row) for row in control.list_queues(conn)]
+
+    def pause(self, name: str) -> None:
+        """No job of the queue starts until it is resumed; running ones go on."""
+        self._database.run(lambda conn: control.pause_queue(conn, _queue(name), self._actor))
+
+    def resume(self, name: str) -> None:
+        """Let its jobs start again."""
+        self._change(lambda conn: control.resume_queue(conn, _queue(name), self._actor))
+
+    def limit(self, name: str, limit: int | None) -> None:
+        """At most so many of its jobs in flight; None: no limit."""
+        _positive(limit)
+        self._change(lambda conn: control.limit_queue(conn, _queue(name), limit, self._actor))
+
+    def _change(self, work: Any) -> None:
+        def both(conn: Any) -> None:
+            work(conn)
+            announce(conn)
+
+        self._database.run(both)
+        ring(self._database)
+
+
+class Tenants:
+    """Shares and limits of tenants."""
+
+    def __init__(self, database: Database, actor: str) -> None:
+        self._database, self._actor = database, actor
+
+    def list(self) -> list[Tenant]:
+        """Tenants with a setting or with jobs in flight."""
+        with self._database.read() as conn:
+            return [Tenant(**row) for row in control.list_tenants(conn)]
+
+    def weight(self, name: str, weight: float) -> None:
+        """Its share of the room, relative to the others' (default 1)."""
+        if not 0 < weight <= 1_000_000:
+            raise InvalidInput("A weight is above 0 and at most 1,000,000.", pointer="/weight")
+        self._database.run(lambda conn: control.set_tenant(conn, name, self._actor, weight=weight))
+
+    def limit(self, name: str, limit: int | None) -> None:
+        """At most so many of its jobs in flight, over all queues; None: no limit."""
+        _positive(limit)
+        self._database.run(
+            lambda conn: control.set_tenant(conn, name, self._actor, limit=limit, unlimit=limit is None)
+        )
+        ring(self._database)
+
+
+class Workers:
+    """The worker processes, on any number of machines."""
+
+    def __init__(self, database: Database, actor: str) -> None:
+        self._database, self._actor = database, actor
+
+    def list(self, *, everything: bool = False) -> list[WorkerInfo]:
+        """Live workers, newest first; ``everything``: those that ended too, while they are remembered."""
+        with self._database.read() as conn:
+            rows = workers.list_workers(conn, everything=everything)
+        return [
+            WorkerInfo(
+                row.id, row.name, row.queues, row.running, row.version, row.started_at, row.renewed_at, _state(row)
+            )
+            for row in rows
+        ]
+
+    def drain(self, worker: UUID) -> None:
+        """It takes no more jobs, lets the running ones end, and exits. Raises NotFound if it does not live."""
+        if not self._database.run(lambda conn: workers.set_draining(conn, worker)):
+            raise NotFound(f"There is no live worker {worker}.", hint="jobq worker list shows them.")
+
+
+def _state(row: Any) -> str:
+    if row.stopped_at is not None:
+        return "stopped"
+    if row.dead_at is not None:
+        return "dead"
+    if row.lease_until < row.now:
+        return "late"
+    return "live" if row.draining_at is None else "draining"
+
+
+def _queue(name: str) -> str:
+    if not name or len(name) > 63:
+        raise InvalidInput(f"{name!r} is no name of a queue.", pointer="/queue")
+    return name
+
+
+def _positive(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise InvalidInput("A limit is at least 1.", hint="To stop everything, pause the queue.", pointer="/limit")
