@@ -1,11 +1,11 @@
 """jobq: a durable job platform on Celery. What applications import; it loads neither Celery, Redis nor Docker.
 
-    from jobq import Every, Heartbeat, JobQ
+from jobq import Every, Heartbeat, JobQ
 
-    jobq = JobQ()
-    jobq.create_workflow(Heartbeat(endpoint="https://example.org/"), name="front-page", schedule=Every("PT1M"))
-    job = jobq.enqueue(Heartbeat(endpoint="https://example.org/"))
-    print(jobq.wait(job.id).status)
+jobq = JobQ()
+jobq.create_workflow(Heartbeat(endpoint="https://example.org/"), name="front-page", schedule=Every("PT1M"))
+job = jobq.enqueue(Heartbeat(endpoint="https://example.org/"))
+print(jobq.wait(job.id).status)
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ class CeleryBroker:
     """The broker behind Celery: Redis, RabbitMQ, or memory within one process."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._app = make_celery(settings)
         self._where = mask_url(settings.broker_url)
 
@@ -120,11 +121,11 @@ class CeleryBroker:
             raise self._away(error) from error
 
     def _send(self, producer: Any, queue: str, ids: Sequence[UUID]) -> None:
+        target: Any = message_queue(self._settings, queue)
         self._app.send_task(
             TASK,
             args=[VERSION, queue, [job_id.hex for job_id in ids]],
-            exchange=_DEFAULT_EXCHANGE,
-            routing_key=_PREFIX + queue,
+            queue=target,
             producer=producer,
             retry=False,
             ignore_result=True,
@@ -135,7 +136,7 @@ class CeleryBroker:
         try:
             with self._app.connection_for_read() as connection:
                 connection.ensure_connection(max_retries=1, timeout=5)
-                channel = connection.channel()
+                channel: Any = connection.channel()
                 try:
                     return int(channel.queue_declare(queue=_PREFIX + queue, passive=True).message_count)
                 except connection.channel_errors:

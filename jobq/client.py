@@ -8,7 +8,6 @@ job exists if and when that transaction commits.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -34,9 +33,8 @@ from jobq.validation import parse
 from jobq.workflows import Workflows
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
-
     from jobq.specs import Spec
+    from jobq.store.database import Connection
 
 Result = TypeVar("Result")
 _INSERTED_AT_ONCE = 5000
@@ -98,9 +96,7 @@ class JobQ(Workflows):
 
     # --- enqueue -----------------------------------------------------------------------------------------------
 
-    def enqueue(
-        self, spec: Spec | dict[str, Any], *, connection: Connection | None = None, **request: Any
-    ) -> Job:
+    def enqueue(self, spec: Spec | dict[str, Any], *, connection: Connection | None = None, **request: Any) -> Job:
         """Enqueue one job; ``request``: the fields of ``jobq.definition.JobRequest``.
 
         A repeated ``idempotency_key`` returns the job that the first call made (Conflict ``idempotency_conflict`` if
@@ -126,7 +122,7 @@ class JobQ(Workflows):
         accepted = checked_all(asked, self.settings, self._now(connection))
         new = [self._new_job(request) for request in accepted]
         step = len(new) or 1 if connection is not None else _INSERTED_AT_ONCE
-        ids: list[UUID] = []
+        ids = []
         for start in range(0, len(new), step):
             part = new[start : start + step]
             ids += self._write(connection, lambda conn, part=part: self._insert(conn, part, connection))  # type: ignore[misc]
@@ -154,7 +150,9 @@ class JobQ(Workflows):
         return ids
 
     def _new_job(self, request: JobRequest) -> NewJob:
-        assert request.kind is not None and request.name is not None and request.queue is not None
+        assert request.kind is not None  # a checked request has all of these
+        assert request.name is not None
+        assert request.queue is not None
         return NewJob(
             tenant=self.tenant, kind=request.kind, name=request.name, queue=request.queue, spec=request.spec,
             priority=request.priority, max_attempts=request.retry.max_attempts or 1,
@@ -195,7 +193,7 @@ class JobQ(Workflows):
             found: dict[str, Any] = store.get_data(conn, job_id).spec
             return found
 
-    def attempts(self, job_id: UUID) -> list[Attempt]:
+    def attempts(self, job_id: UUID) -> Sequence[Attempt]:
         """The attempts that have ended, oldest first: outcome, cause, steps, usage and result of each."""
         with self.database.read() as conn:
             store.get(conn, self.tenant, job_id)
@@ -275,7 +273,7 @@ class JobQ(Workflows):
             generation=before.generation, retry_of=job_id, dedupe_key=before.dedupe_key,
         )  # fmt: skip
         new.lane = self._lane_of(conn, before.workflow_id)
-        control.add_event(conn, before.tenant, f"job:{job_id}", "retry", self.actor, {"new": str(new.id)})
+        control.add_event(conn, before.tenant, f"job:{job_id}", "retry", self.actor, detail={"new": str(new.id)})
         self._insert(conn, [new], None)
         return store.get(conn, self.tenant, new.id)
 

@@ -30,7 +30,8 @@ def make_cursor(key: bytes, filters: str, position: UUID) -> str:
 
 def read_cursor(key: bytes, filters: str, cursor: str | None) -> UUID | None:
     """The id that the cursor stands behind. Raises InvalidInput ``invalid_cursor`` unless it was made by
-    ``make_cursor`` with the same key and filters."""
+    ``make_cursor`` with the same key and filters.
+    """
     if cursor is None:
         return None
     try:

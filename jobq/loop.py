@@ -72,4 +72,4 @@ class Loop:
         self._failures += 1
         if message and self._failures == 1:
             log.warning("the loop %s waits: %s", self.name, message)
-        return min(0.25 * 2 ** min(self._failures, 5), _LONGEST_OUTAGE_WAIT) * random.uniform(0.5, 1.0)
+        return min(0.25 * 2.0 ** min(self._failures, 5), _LONGEST_OUTAGE_WAIT) * random.uniform(0.5, 1.0)

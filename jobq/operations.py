@@ -105,9 +105,7 @@ class Tenants:
     def limit(self, name: str, limit: int | None) -> None:
         """At most so many of its jobs in flight, over all queues; None: no limit."""
         _positive(limit)
-        self._database.run(
-            lambda conn: control.set_tenant(conn, name, self._actor, limit=limit, unlimit=limit is None)
-        )
+        self._database.run(lambda conn: control.set_tenant(conn, name, self._actor, limit=limit, unlimit=limit is None))
         ring(self._database)
 
 

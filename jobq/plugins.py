@@ -205,9 +205,7 @@ def executor_class(kind: str, extra: tuple[str, ...] = ()) -> type[Any]:
             raise Misconfigured(f"The plugin {point.value!r} is registered as {kind} but runs {found.kind.name}.")
         return found
     known = sorted({*BUILT_IN, *(point.name for point in entry_points(group="jobq.executors"))})
-    raise InvalidInput(
-        f"There is no job kind {kind!r}.", hint=f"Known kinds: {', '.join(known)}.", pointer="/kind"
-    )
+    raise InvalidInput(f"There is no job kind {kind!r}.", hint=f"Known kinds: {', '.join(known)}.", pointer="/kind")
 
 
 def _load(kind: str, load: Callable[[], Any]) -> type[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -22,11 +23,9 @@ from jobq.store.workers import database_now
 from jobq.validation import check_json, parse
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
-
     from jobq.settings import Settings
     from jobq.specs import Spec
-    from jobq.store.database import Database
+    from jobq.store.database import Connection, Database
 
 Result = TypeVar("Result")
 WorkflowKey = UUID | str
@@ -63,9 +62,11 @@ class Workflows:
     settings: Settings
     tenant: str
     actor: str
-    database: Database
 
     if TYPE_CHECKING:
+
+        @cached_property
+        def database(self) -> Database: ...
 
         @property
         def _cursor_key(self) -> bytes: ...
@@ -79,9 +80,7 @@ class Workflows:
         """
         checked = parse(Definition, {**definition, "spec": spec}).checked(self.settings)
         fields, workflow_id = stored_fields(checked), new_id()
-        return self._write(
-            None, lambda conn: workflows.create(conn, workflow_id, self.tenant, fields, self.actor)
-        )
+        return self._write(None, lambda conn: workflows.create(conn, workflow_id, self.tenant, fields, self.actor))
 
     def update_workflow(self, workflow: WorkflowKey, **changes: Any) -> Workflow:
         """Change fields of the definition: a new generation. What is not named stays as it is."""

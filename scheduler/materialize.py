@@ -22,8 +22,6 @@ class Materializer:
     def tick(self) -> float:
         """Make the jobs of what is due; returns the seconds until the next slot."""
         done = self._database.run(materialize)
-        if done.jobs:
-            self._on_jobs()
-        elif self._database.run(release_blocked):
+        if done.jobs or self._database.run(release_blocked):
             self._on_jobs()
         return _LONGEST if done.wait is None else min(done.wait, _LONGEST)

@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from uuid import UUID
 
-from sqlalchemy.engine import Connection
-
 from jobq.broker import Broker
-from jobq.store.database import Database
+from jobq.store.database import Connection, Database
 from jobq.store.promote import FIRST_RESEND, Unclaimed, put_off, unclaimed, worker_slots
 
 _EVERY = 1.0
@@ -61,4 +59,4 @@ def is_due(job: Unclaimed, depth: int, slots: int) -> bool:
 
 def next_look(job: Unclaimed, *, again: bool) -> float:
     """Seconds until this job is looked into again: the pauses double up to a minute."""
-    return min(FIRST_RESEND * 2 ** (job.sends + again), _LONGEST)
+    return min(FIRST_RESEND * 2.0 ** (job.sends + again), _LONGEST)

@@ -47,7 +47,9 @@ def shell(script: str, **more: Any) -> Container:
 class Job:
     """A job as its executor meets it, and what it left behind."""
 
-    def __init__(self, *, timeout: float | None = 30, attempt: int = 1, after: "Job | None" = None, **more: Any) -> None:
+    def __init__(
+        self, *, timeout: float | None = 30, attempt: int = 1, after: "Job | None" = None, **more: Any
+    ) -> None:
         ref = JobRef(after.ctx.job.id if after else uuid.uuid4(), attempt, "acme", "CONTAINER", "nightly", "container",
                      "MANUAL", timeout)  # fmt: skip
         self.output: dict[str, bytearray] = defaultdict(bytearray)
@@ -97,7 +99,9 @@ async def eventually(predicate: Callable[[], Any], seconds: float = 15) -> None:
     await asyncio.to_thread(services.wait_until, predicate, seconds)
 
 
-async def until(executor: ContainerExecutor, spec: Container, job: Job, condition: Callable[[], Any], stop: Stop) -> Outcome:
+async def until(
+    executor: ContainerExecutor, spec: Container, job: Job, condition: Callable[[], Any], stop: Stop
+) -> Outcome:
     """Execute, and tell the job to stop as soon as the condition holds."""
     running = asyncio.create_task(executor.execute(spec, job.ctx))
     await eventually(condition)

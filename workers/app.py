@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from celery.worker import WorkController
 
 from jobq.broker import TASK, make_celery, message_queue, parse_hint, require_shared
 from jobq.settings import Settings
@@ -103,10 +104,15 @@ class EmbeddedWorker:
 
     def _run(self) -> None:
         self._celery = self._app.celery.Worker(
-            pool="threads", without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True, loglevel="WARNING"
+            pool="threads",
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+            loglevel="WARNING",
         )
         # WorkController.start without the signal handlers and the exit that come with a process of its own.
-        super(type(self._celery), self._celery).start()
+        WorkController.start(self._celery)
 
     def stop(self) -> None:
         """Drain, let running jobs end, stop the consumer."""

@@ -76,7 +76,9 @@ def outcome(
     if why is not None:
         return Outcome.stopped(_stopped(ended, why), exit_code=ended.code, **more)
     if ended.code is None:
-        return Outcome.lost("the container was removed by somebody else while it ran: nobody can say how it ended", **more)
+        return Outcome.lost(
+            "the container was removed by somebody else while it ran: nobody can say how it ended", **more
+        )
     if ended.code == 0:  # whatever the kernel killed on the way
         return Outcome.succeeded(more.pop("result", None), exit_code=0, **more)
     if ended.engine_lost and ended.code in _BY_THE_ENGINE:

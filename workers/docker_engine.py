@@ -190,6 +190,8 @@ class DockerEngine:
         self, method: str, path: str, patience: float | None, **request: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer, its body still to be read: ``patience`` is for its head (None: the caller limits it)."""
+        if self._session.closed:
+            raise EngineAway("the connections to the Docker engine are closed: the worker is going away")
         try:
             async with asyncio.timeout(patience):
                 if not self._version:

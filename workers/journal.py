@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.engine import Connection
-
 from jobq.store.claim import Claimed, mark_executing, save_checkpoints
-from jobq.store.database import Database
+from jobq.store.database import Connection, Database
 from jobq.store.logs import append, drop, next_line, size
 from workers.joblog import Flushed, JobLog
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 from jobq.errors import Unavailable
@@ -49,6 +50,10 @@ _SAFETY = 5.0
 _ADOPT = 50
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Lease:
     """Keeps the worker alive in the database. Its ``tick`` runs on a thread of its own, never behind other work."""
 
@@ -62,7 +67,7 @@ class Lease:
         self._lock = threading.Lock()
         self._drain_begun = False
         self.runner: Runner | None = None
-        self.on_drain = lambda: None
+        self.on_drain: Callable[[], None] = _nothing
         """Called once when an operator asked this worker to drain."""
 
     # --- identity ------------------------------------------------------------------------------------------
@@ -112,8 +117,10 @@ class Lease:
         return dict(self.runner.running) if self.runner else {}
 
     def _obey(self, renewal: Renewal, before: dict[UUID, Running], identity: Identity) -> None:
-        """Bring what runs here in line with what the database says. Only jobs that were here before it was asked
-        can be missing from its answer."""
+        """Bring what runs here in line with what the database says.
+
+        Only jobs that were here before it was asked can be missing from its answer.
+        """
         assert self.runner is not None
         for job_id, running in before.items():
             listed = renewal.running.get(job_id)

@@ -17,13 +17,10 @@ from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
 
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
-
 from jobq.errors import Unavailable
 from jobq.models import Outcome
 from jobq.store.claim import Report, record
-from jobq.store.database import Database
+from jobq.store.database import Connection, Database, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +85,7 @@ class Recorder:
                 if tries == 1:
                     log.warning("outcomes wait: %s", error)
                 time.sleep(min(0.1 * 2 ** min(tries, 6), 3.0) * random.uniform(0.5, 1.0))
-            except (DBAPIError, TypeError, ValueError) as error:
+            except (Refusal, TypeError, ValueError) as error:
                 self._halve(owner, reports, error)
                 return
         self._on_recorded(reports)
@@ -104,7 +101,9 @@ class Recorder:
         if len(written) < len(reports):
             refused = [str(report.id) for report in reports if report.id not in written]
             self.written["refused"] += len(refused)
-            log.warning("%d outcomes were refused, their jobs have another owner or an end: %s", len(refused), refused[:5])
+            log.warning(
+                "%d outcomes were refused, their jobs have another owner or an end: %s", len(refused), refused[:5]
+            )
 
     def _halve(self, owner: UUID, reports: list[Report], error: Exception) -> None:
         if len(reports) > 1:

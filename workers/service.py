@@ -46,7 +46,7 @@ class Worker:
             self._database, self.slots, self._executors, self._journal, self._recorder, self.lease.claimant
         )
         self.lease.runner = self.runner
-        self._looks: dict[str, tuple[float, float]] = {queue: (0.0, _QUIET) for queue in queues}
+        self._looks: dict[str, tuple[float, float]] = dict.fromkeys(queues, (0.0, _QUIET))
         self._renewal = Loop("lease", self.lease.tick)
         self._recording = Loop("record", self._recorder.tick)
         self._journaling = Loop("journal", self._journal.tick)

@@ -137,7 +137,7 @@ def _taken(conn: Connection, by: Claimant, statement: Any, parameters: dict[str,
     return with_data(conn, rows)
 
 
-def with_data(conn: Connection, rows: Sequence[Row[Any]]) -> list[Claimed]:
+def with_data(conn: Connection, rows: Sequence[Any]) -> list[Claimed]:
     """The rows of jobs together with their specs, in the order of their ids."""
     if not rows:
         return []
@@ -148,7 +148,8 @@ def with_data(conn: Connection, rows: Sequence[Row[Any]]) -> list[Claimed]:
             _data(dialect), {"ids": id_list(dialect, (row.id for row in rows))}
         )
     }
-    return [Claimed(*row, *parts[row.id]) for row in sorted(rows, key=lambda row: row.id)]
+    ordered: list[Any] = sorted(rows, key=lambda row: row.id)
+    return [Claimed(*row, *parts[row.id]) for row in ordered]  # type: ignore[call-arg]  # the columns of _TAKEN
 
 
 @cache
@@ -215,7 +216,9 @@ def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
             change.requeued = True
             return change
         to = Transition(Status.FAILED, Reason.ERROR, charged=True)
-        return _change(worker_id, report, to, kind="FAILED", message=f"{outcome.message} (after {row.requeues} requeues)")
+        return _change(
+            worker_id, report, to, kind="FAILED", message=f"{outcome.message} (after {row.requeues} requeues)"
+        )
     to = retry_or_fail(
         failure=outcome.reason,
         retryable=retryable(report.retry, outcome),

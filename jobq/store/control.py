@@ -16,7 +16,9 @@ from jobq.store.jobs import new_id
 from jobq.store.tables import events, jobs, queues, tenants
 
 
-def add_event(conn: Connection, tenant: str, subject: str, action: str, actor: str, detail: Any = None) -> None:
+def add_event(
+    conn: Connection, tenant: str, subject: str, action: str, actor: str, *, detail: Any = None
+) -> None:  # fmt: skip
     """Only interventions are events: what a person did, to what, and when."""
     conn.execute(
         sa.insert(events).values(
@@ -110,9 +112,7 @@ def pause_queue(conn: Connection, queue: str, actor: str) -> int:
     conn.execute(
         insert(conn.dialect.name, queues)
         .values(**values)
-        .on_conflict_do_update(
-            index_elements=["name"], set_={"paused_at": sa.func.coalesce(queues.c.paused_at, now())}
-        )
+        .on_conflict_do_update(index_elements=["name"], set_={"paused_at": sa.func.coalesce(queues.c.paused_at, now())})
     )
     promoted = conn.execute(
         sa.select(jobs.c.id, jobs.c.attempt)
@@ -141,11 +141,17 @@ def limit_queue(conn: Connection, queue: str, limit: int | None, actor: str) -> 
         .values(name=queue, limit=limit)
         .on_conflict_do_update(index_elements=["name"], set_={"limit": limit})
     )
-    add_event(conn, "", f"queue:{queue}", "limit", actor, {"limit": limit})
+    add_event(conn, "", f"queue:{queue}", "limit", actor, detail={"limit": limit})
 
 
 def set_tenant(
-    conn: Connection, tenant: str, actor: str, *, weight: float | None = None, limit: int | None = None, unlimit: bool = False
+    conn: Connection,
+    tenant: str,
+    actor: str,
+    *,
+    weight: float | None = None,
+    limit: int | None = None,
+    unlimit: bool = False,
 ) -> None:
     """A tenant's share (relative weight) and how many of its jobs are queued or running at once."""
     take_promote_lock(conn, wait=True)
@@ -159,7 +165,7 @@ def set_tenant(
         conn.execute(statement.on_conflict_do_update(index_elements=["name"], set_=changed))
     else:
         conn.execute(statement.on_conflict_do_nothing())
-    add_event(conn, tenant, f"tenant:{tenant}", "set", actor, changed)
+    add_event(conn, tenant, f"tenant:{tenant}", "set", actor, detail=changed)
 
 
 def list_queues(conn: Connection) -> list[dict[str, Any]]:

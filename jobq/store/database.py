@@ -30,6 +30,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from jobq.errors import Misconfigured, Unavailable
 
 Result = TypeVar("Result")
+Refusal = DBAPIError
+"""What the database says of data or statements that it does not take: repeating them cannot help."""
 log = logging.getLogger(__name__)
 
 POSTGRESQL = "postgresql"
@@ -149,7 +151,9 @@ def is_one_of(dialect: str, column: ColumnElement[Any], parameter: str) -> Colum
     """``column`` is among the values that come as one parameter (see ``id_list``)."""
     if dialect == POSTGRESQL:
         item = column.type if not isinstance(column.type, sa.Text) else sa.Text()
-        return column == sa.any_(sa.cast(sa.bindparam(parameter, type_=postgresql.ARRAY(sa.Text)), postgresql.ARRAY(item)))
+        return column == sa.any_(
+            sa.cast(sa.bindparam(parameter, type_=postgresql.ARRAY(sa.Text)), postgresql.ARRAY(item))
+        )
     each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text)).table_valued("value", name=f"{parameter}_")
     return column.in_(sa.select(each.c.value))
 
@@ -346,6 +350,6 @@ def _begin_sqlite(conn: Connection) -> None:
 
 
 __all__ = [
-    "CHANNEL", "POSTGRESQL", "Database", "Instant", "Json", "id_list", "incoming", "insert", "instant_text",
-    "is_one_of", "later", "notify", "now", "plus", "rows_json", "take_promote_lock",
+    "CHANNEL", "POSTGRESQL", "Connection", "Database", "Instant", "Json", "Refusal", "id_list", "incoming", "insert",
+    "instant_text", "is_one_of", "later", "notify", "now", "plus", "rows_json", "take_promote_lock",
 ]  # fmt: skip

@@ -57,7 +57,9 @@ class EndedAttempt:
     usage: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, outcome: Outcome, started_at: datetime, worker_id: UUID | None, *, charged: bool, kind: str) -> EndedAttempt:
+    def of(
+        cls, outcome: Outcome, started_at: datetime, worker_id: UUID | None, *, charged: bool, kind: str
+    ) -> EndedAttempt:
         """The record of an attempt that its executor reported on; ``kind``: see ``jobq.models.Attempt``."""
         return cls(
             started_at, kind, outcome.reason.value, charged, worker_id, outcome.message or None,
@@ -324,7 +326,10 @@ def terminate(conn: Connection, workflow_id: UUID, message: str) -> bool:
     canceled = Transition(Status.CANCELED, Reason.WORKFLOW_TERMINATED)
     finish(
         conn,
-        (Change(row.id, Status(row.status), row.attempt, canceled, message="the workflow was terminated") for row in waiting),
+        (
+            Change(row.id, Status(row.status), row.attempt, canceled, message="the workflow was terminated")
+            for row in waiting
+        ),
     )
     conn.execute(
         sa.update(jobs).where(automatic, jobs.c.status == Status.RUNNING.value).values(max_attempts=jobs.c.failures)

@@ -58,10 +58,24 @@ class NewJob:
 
 
 _JOB_COLUMNS: dict[str, Any] = {
-    "id": sa.Uuid(), "tenant": sa.Text(), "kind": sa.Text(), "name": sa.Text(), "queue": sa.Text(), "lane": sa.Text(),
-    "trigger": sa.Text(), "priority": sa.SmallInteger(), "max_attempts": sa.Integer(), "timeout": sa.Float(),
-    "stale_after": sa.Float(), "scheduled_at": Instant(), "workflow_id": sa.Uuid(), "generation": sa.Integer(),
-    "slot_at": Instant(), "parent_id": sa.Uuid(), "retry_of": sa.Uuid(), "dedupe_key": sa.Text(),
+    "id": sa.Uuid(),
+    "tenant": sa.Text(),
+    "kind": sa.Text(),
+    "name": sa.Text(),
+    "queue": sa.Text(),
+    "lane": sa.Text(),
+    "trigger": sa.Text(),
+    "priority": sa.SmallInteger(),
+    "max_attempts": sa.Integer(),
+    "timeout": sa.Float(),
+    "stale_after": sa.Float(),
+    "scheduled_at": Instant(),
+    "workflow_id": sa.Uuid(),
+    "generation": sa.Integer(),
+    "slot_at": Instant(),
+    "parent_id": sa.Uuid(),
+    "retry_of": sa.Uuid(),
+    "dedupe_key": sa.Text(),
 }
 _ARRIVAL_COLUMNS: dict[str, Any] = {"blocked": sa.Boolean(), "overlaps": sa.Boolean()}  # fmt: skip
 _SENT = (*_JOB_COLUMNS, *_ARRIVAL_COLUMNS)
@@ -89,7 +103,9 @@ def _insert_jobs(dialect: str) -> Any:
         "ready_at": sa.case((sa.or_(waits, blocked, overlaps), sa.null()), else_=now()),
         "finished_at": sa.case((overlaps, now())),
     }
-    rows = sa.select(*(value.label(name) for name, value in columns.items())).select_from(new).where(new.c.id.is_not(None))
+    rows = (
+        sa.select(*(value.label(name) for name, value in columns.items())).select_from(new).where(new.c.id.is_not(None))
+    )
     return insert(dialect, jobs).from_select(list(columns), rows).on_conflict_do_nothing().returning(jobs.c.id)
 
 
@@ -169,7 +185,9 @@ def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, jo
     """
     dialect = conn.dialect.name
     values = {"tenant": tenant, "key": key, "body_hash": body_hash, "job_id": job_id, "created_at": now()}
-    if conn.execute(insert(dialect, requests).values(**values).on_conflict_do_nothing().returning(requests.c.key)).first():
+    if conn.execute(
+        insert(dialect, requests).values(**values).on_conflict_do_nothing().returning(requests.c.key)
+    ).first():
         return None
     found = conn.execute(
         sa.select(requests.c.body_hash, requests.c.job_id).where(requests.c.tenant == tenant, requests.c.key == key)
@@ -226,9 +244,7 @@ class JobFilter:
     created_until: datetime | None = None
 
 
-def list_page(
-    conn: Connection, tenant: str | None, only: JobFilter, *, before: UUID | None, limit: int
-) -> list[Job]:
+def list_page(conn: Connection, tenant: str | None, only: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
     """The newest jobs first, at most ``limit``, all older than the job ``before``: a keyset, never an offset."""
     query = sa.select(*_SHOWN).order_by(jobs.c.id.desc()).limit(limit)
     if tenant is not None:

@@ -61,9 +61,7 @@ def append(conn: Connection, chunks: Sequence[Chunk]) -> None:
 
 def drop(conn: Connection, job_id: UUID, first_lines: Sequence[int]) -> None:
     """Remove chunks of the tail that newer ones displaced."""
-    conn.execute(
-        sa.delete(job_logs).where(job_logs.c.job_id == job_id, job_logs.c.first_line.in_(list(first_lines)))
-    )
+    conn.execute(sa.delete(job_logs).where(job_logs.c.job_id == job_id, job_logs.c.first_line.in_(list(first_lines))))
 
 
 def next_line(conn: Connection, job_id: UUID) -> int:

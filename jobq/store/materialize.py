@@ -77,6 +77,7 @@ def _set_next(dialect: str) -> Any:
 def materialize(conn: Connection, limit: int = 500) -> Materialized:
     """Make the jobs of up to ``limit`` due workflows, in a handful of statements."""
     rows = conn.execute(_due(), {"limit": limit}).all()
+    new: list[NewJob] = []
     if rows:
         live = _count_under_way(conn, (row.id for row in rows if row.overlap != "allow"))
         planned = [(row, _plan(row)) for row in rows]
@@ -88,7 +89,7 @@ def materialize(conn: Connection, limit: int = 500) -> Materialized:
             return Materialized(len(rows), len(new), 0.0)
     following = conn.execute(_next_due()).one()
     wait = None if following.due is None else max((following.due - following.now).total_seconds(), 0.0)
-    return Materialized(len(rows), len(new) if rows else 0, wait)
+    return Materialized(len(rows), len(new), wait)
 
 
 def _count_under_way(conn: Connection, ids: Iterable[UUID]) -> dict[UUID, tuple[int, int]]:

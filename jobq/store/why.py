@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from jobq.models import Job
 from jobq.promotion import Load
 from jobq.states import Desired, Reason, Status
-from jobq.store.jobs import get, list_attempts
+from jobq.store.jobs import get
 from jobq.store.promote import read_load
 from jobq.store.tables import jobs, workers, workflows
 from jobq.store.workers import database_now, live_schedulers
@@ -124,9 +124,7 @@ def _queue_closed(job: Job, load: Load) -> str | None:
     if job.queue in load.paused:
         return f"Ready, but queue {job.queue} is paused. Open it again: jobq queue resume {job.queue}."
     if not load.slots.get(job.queue):
-        return (
-            f"Ready, but there is no live worker for queue {job.queue}. Start one: jobq worker -Q {job.queue}:4."
-        )
+        return f"Ready, but there is no live worker for queue {job.queue}. Start one: jobq worker -Q {job.queue}:4."
     return None
 
 
@@ -147,7 +145,9 @@ def _tenant_full(job: Job, load: Load) -> str | None:
 def _lane_full(conn: Connection, job: Job, load: Load) -> str | None:
     if job.workflow_id is None:
         return None
-    row = conn.execute(sa.select(workflows.c.name, workflows.c.concurrency).where(workflows.c.id == job.workflow_id)).first()
+    row = conn.execute(
+        sa.select(workflows.c.name, workflows.c.concurrency).where(workflows.c.id == job.workflow_id)
+    ).first()
     used = load.lanes[job.workflow_id.hex]
     if row is None or row.concurrency is None or used < row.concurrency:
         return None

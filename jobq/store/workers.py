@@ -68,7 +68,9 @@ def _renew() -> Any:
     return (
         sa.update(workers)
         .where(workers.c.id == sa.bindparam("worker", type_=sa.Uuid), workers.c.dead_at.is_(None))
-        .values(renewed_at=now(), lease_until=later(sa.bindparam("lease", type_=sa.Float)), host=sa.bindparam("on_host"))
+        .values(
+            renewed_at=now(), lease_until=later(sa.bindparam("lease", type_=sa.Float)), host=sa.bindparam("on_host")
+        )
         .returning(workers.c.draining_at)
     )
 
@@ -221,13 +223,13 @@ def release_unheld(conn: Connection, worker_id: UUID, held: Mapping[UUID, int], 
     return len(_write_lost(conn, unheld, "the claim was never confirmed to the worker"))
 
 
-def _write_lost(conn: Connection, rows: Sequence[Row[Any]], message: str) -> set[UUID]:
+def _write_lost(conn: Connection, rows: Iterable[Any], message: str) -> set[UUID]:
     changes = [_lost(row, message) for row in rows]
     ends = finish(conn, (change for change in changes if change.to.terminal))
     return ends | put_back(conn, (change for change in changes if not change.to.terminal))
 
 
-def _lost(row: Row[Any], message: str) -> Change:
+def _lost(row: Any, message: str) -> Change:
     outcome = Outcome.lost(message)
     policy = RetryPolicy.model_validate(row.retry or {})
     if Desired(row.desired) is Desired.CANCEL:

@@ -22,7 +22,7 @@ from jobq.store.tables import jobs, workflows
 from jobq.store.workers import database_now
 
 _SECONDS = ("misfire_grace", "timeout", "stale_after", "retention")
-_SHOWN = [column for column in workflows.c]
+_SHOWN = list(workflows.c)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -146,7 +146,7 @@ def update(conn: Connection, tenant: str | None, workflow_id: UUID, values: Mapp
         conn.execute(
             sa.update(jobs).where(jobs.c.workflow_id == workflow_id, jobs.c.finished_at.is_(None)).values(lane=lane)
         )
-    add_event(conn, before.tenant, f"workflow:{workflow_id}", "update", actor, {"fields": sorted(changed)})
+    add_event(conn, before.tenant, f"workflow:{workflow_id}", "update", actor, detail={"fields": sorted(changed)})
     return get(conn, tenant, workflow_id)
 
 

@@ -94,7 +94,9 @@ async def test_exit_0_decides_although_a_process_ran_out_of_memory(executor: Con
     assert outcome.status is Status.COMPLETED
 
 
-async def test_a_fork_bomb_meets_its_limit_and_ends(executor: ContainerExecutor, docker_engine: services.Docker) -> None:
+async def test_a_fork_bomb_meets_its_limit_and_ends(
+    executor: ContainerExecutor, docker_engine: services.Docker
+) -> None:
     job = Job(timeout=4)
     running = asyncio.create_task(executor.execute(shell("b() { b | b & }; b; sleep 60", pids=32), job.ctx))
     await eventually(lambda: job.executing)
@@ -295,7 +297,9 @@ async def test_no_output_folder_means_no_artifacts(executor: ContainerExecutor) 
 
 
 async def test_what_the_container_used_is_told(executor: ContainerExecutor) -> None:
-    script = "x=$(head -c 30000000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; sleep 1.5"
+    script = (
+        "x=$(head -c 30000000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; sleep 1.5"
+    )
     outcome = await executor.execute(shell(script), Job().ctx)
     assert outcome.status is Status.COMPLETED
     assert outcome.usage["memory_bytes"] > 20_000_000
@@ -319,7 +323,12 @@ async def test_a_container_has_no_rights_no_network_and_limits(
         "65534", "CapBnd:\t0000000000000000", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "lo",
     }  # fmt: skip
     host = found["HostConfig"]
-    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (64 << 20, 64 << 20, 5 * 10**8, 20)
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (
+        64 << 20,
+        64 << 20,
+        5 * 10**8,
+        20,
+    )
     assert (host["Privileged"], host["Binds"], found["Mounts"], host["NetworkMode"]) == (False, None, [], "none")
     assert host["Init"] is True
     labels = found["Config"]["Labels"]

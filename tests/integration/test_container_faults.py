@@ -174,6 +174,20 @@ async def test_a_repeated_create_adopts_the_container_that_the_first_one_made(
     assert job.stdout == "once\n"
 
 
+@pytest.mark.parametrize("script", ["echo once", "echo once; sleep 2"])
+async def test_a_start_whose_answer_was_lost_is_not_repeated(
+    executor: ContainerExecutor, docker_engine: services.Docker, script: str
+) -> None:
+    job, spec = Job(), shell(script)
+    async with engine_at(docker_engine) as engine:
+        await create(engine, job, spec)
+        await engine.start(job.name)
+    await eventually(lambda: "sleep" in script or not inspect(docker_engine, job.name)["State"]["Running"])
+    assert (await executor.execute(spec, job.ctx)).status is Status.COMPLETED
+    assert job.stdout == "once\n"
+    assert containers(docker_engine) == []
+
+
 async def test_a_foreign_container_of_our_name_is_left_alone(
     executor: ContainerExecutor, docker_engine: services.Docker
 ) -> None:

@@ -166,13 +166,15 @@ def test_the_engines_words_are_read_with_their_nanoseconds() -> None:
         assert found.seconds == pytest.approx(3.00658)
 
 
-@pytest.mark.parametrize(("count", "text"), [(64 * MiB, "64 MB"), (1536 * MiB, "1.5 GB"), (10240, "10 KB"), (5, "5 bytes")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(64 * MiB, "64 MB"), (1536 * MiB, "1.5 GB"), (10240, "10 KB"), (5, "5 bytes")]
+)
 def test_sizes_are_written_for_people(count: int, text: str) -> None:
     assert size(count) == text
 
 
 def test_each_refusal_of_the_engine_says_whether_trying_again_may_help() -> None:
-    absent = "OCI runtime create failed: runc create failed: unable to start container process: exec: \"x\": executable file not found in $PATH: unknown"
+    absent = 'OCI runtime create failed: runc create failed: unable to start container process: exec: "x": executable file not found in $PATH: unknown'
     missing = refusals.start_refused(EngineRefused(400, absent))
     assert missing.message == 'the container did not start: exec: "x": executable file not found in $PATH'
     assert (missing.reason, missing.error_class, missing.retry) == (Reason.INVALID, "start_failed", False)
@@ -221,7 +223,9 @@ def test_a_log_cut_anywhere_is_put_together_again(sent: list[tuple[int, int, byt
 
 
 @given(messages, st.integers(0, 30))
-def test_a_log_continued_from_any_position_has_no_gap_and_no_repeat(sent: list[tuple[int, int, bytes]], split: int) -> None:
+def test_a_log_continued_from_any_position_has_no_gap_and_no_repeat(
+    sent: list[tuple[int, int, bytes]], split: int
+) -> None:
     sent = sorted(sent, key=lambda message: message[1])  # each stream is stamped in its order
     first, before = reader()
     first.feed(b"".join(frame(*message) for message in sent[:split]))
@@ -247,7 +251,9 @@ def test_something_that_is_no_log_is_not_collected_in_memory() -> None:
 
 
 def test_what_goes_in_has_the_right_owners_and_modes() -> None:
-    spec = Container(image="x", secrets={"token": "t"}, files={"/etc/app.conf": "a", "/run.sh": "#!/bin/sh\n"}, output="/out")
+    spec = Container(
+        image="x", secrets={"token": "t"}, files={"/etc/app.conf": "a", "/run.sh": "#!/bin/sh\n"}, output="/out"
+    )
     with tarfile.open(fileobj=io.BytesIO(files.pack(spec, {"t": "geheim ä"}, {"job_id": "7"}, (1000, 100)))) as tar:
         found = {entry.name: (oct(entry.mode), entry.uid, entry.gid) for entry in tar}
         secret = tar.extractfile("run/secrets/token")
@@ -312,14 +318,14 @@ def test_usage_is_read_from_either_version_of_control_groups(tmp_path: Path) -> 
     group.mkdir(parents=True)
     (group / "memory.current").write_text("1000\n")
     (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 5\n")
-    for root in (one, two):
-        usage = Usage("abc", root)
+    usages = [Usage("abc", one), Usage("abc", two)]
+    for usage in usages:
         usage.look()
         assert usage.figures() == {"memory_bytes": 1000, "cpu_seconds": 1.5}
     (group / "memory.current").write_text("500\n")
     (group / "cpu.stat").unlink()  # the container has just ended
-    usage.look()
-    assert usage.figures() == {"memory_bytes": 1000, "cpu_seconds": 1.5}
+    usages[1].look()
+    assert usages[1].figures() == {"memory_bytes": 1000, "cpu_seconds": 1.5}
 
 
 def test_usage_that_nobody_could_read_is_left_out(tmp_path: Path) -> None:
