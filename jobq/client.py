@@ -19,7 +19,7 @@ from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import JobRequest, checked_all
 from jobq.errors import Conflict, InvalidInput, Unavailable
 from jobq.models import Attempt, Job, LogLine, Page
-from jobq.operations import Queues, Tenants, Workers
+from jobq.operations import Queues, Secrets, Tenants, Workers
 from jobq.settings import Settings
 from jobq.states import Trigger
 from jobq.store import control, logs
@@ -82,6 +82,11 @@ class JobQ(Workflows):
     def workers(self) -> Workers:
         """List and drain workers."""
         return Workers(self.database, self.actor)
+
+    @cached_property
+    def secrets(self) -> Secrets:
+        """Set, list and remove this tenant's secrets."""
+        return Secrets(self.database, self.settings, self.tenant, self.actor)
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""

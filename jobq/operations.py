@@ -1,16 +1,23 @@
-"""What operators do: queues, tenants and workers, for all tenants at once."""
+"""What operators do: queues, tenants and workers, for all tenants at once; and each tenant's secrets."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from jobq.errors import InvalidInput, NotFound
-from jobq.store import control, workers
-from jobq.store.database import Database
+from jobq.settings import Settings
+from jobq.store import control, secrets, workers
+from jobq.store.database import Connection, Database
 from jobq.store.wakeup import announce, ring
+from jobq.vault import Vault
+
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_MAX_SECRET = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,44 @@ class Workers:
         """It takes no more jobs, lets the running ones end, and exits. Raises NotFound if it does not live."""
         if not self._database.run(lambda conn: workers.set_draining(conn, worker)):
             raise NotFound(f"There is no live worker {worker}.", hint="jobq worker list shows them.")
+
+
+class Secrets:
+    """A tenant's secrets: written and listed here, read by workers only."""
+
+    def __init__(self, database: Database, settings: Settings, tenant: str, actor: str) -> None:
+        self._database, self._settings, self._tenant, self._actor = database, settings, tenant, actor
+
+    def set(self, name: str, value: str) -> None:
+        """Store a secret, encrypted. Jobs that start from now on get the new value."""
+        if not _SECRET_NAME.fullmatch(name):
+            raise InvalidInput(
+                f"{name!r} is no name of a secret.", hint="Letters, digits, '_', '.', '-'.", pointer="/name"
+            )
+        if not value or len(value.encode()) > _MAX_SECRET:
+            raise InvalidInput("A secret has 1 byte to 64 KiB.", pointer="/value")
+        sealed = Vault(self._settings).seal(self._tenant, name, value)
+
+        def work(conn: Connection) -> None:
+            secrets.put(conn, self._tenant, name, sealed)
+            control.add_event(conn, self._tenant, f"secret:{name}", "set", self._actor)
+
+        self._database.run(work)
+
+    def list(self) -> Sequence[tuple[str, datetime]]:
+        """Names and the instants of their last change; never a value."""
+        with self._database.read() as conn:
+            return secrets.list_names(conn, self._tenant)
+
+    def remove(self, name: str) -> None:
+        """Forget a secret. Raises NotFound."""
+
+        def work(conn: Connection) -> None:
+            if not secrets.remove(conn, self._tenant, name):
+                raise NotFound(f"There is no secret {name!r}.")
+            control.add_event(conn, self._tenant, f"secret:{name}", "remove", self._actor)
+
+        self._database.run(work)
 
 
 def _state(row: Any) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobq.store.database import Database
+from jobq.store.migrations import upgrade
 from tests import services
 
 NEEDS = {
@@ -30,7 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def migrate() -> Callable[[str], None]:
     """Bring the empty database at this URL to the current schema; once a session for each dialect."""
-    return lambda url: None
+    return upgrade_at
+
+
+def upgrade_at(url: str) -> None:
+    database = Database(url)
+    try:
+        upgrade(database)
+    finally:
+        database.close()
 
 
 @pytest.fixture(scope="session")

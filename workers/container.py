@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import ClassVar
 
 from jobq.errors import JobQError
@@ -20,7 +21,8 @@ from workers.docker_engine import PATIENCE, DockerEngine, EngineError
 
 STARTS = min(32, 4 * (os.cpu_count() or 1))
 """Starts in flight at once: about four per core keep an engine busy, more only wait inside it."""
-_PATIENCE_AT_OPEN = 5.0
+FIND_HOST_EVERY = 5.0
+_PATIENCE_FOR_HOST = 5.0
 
 
 class ContainerExecutor:
@@ -31,21 +33,28 @@ class ContainerExecutor:
 
     def __init__(self, *, patience: float = PATIENCE) -> None:
         self.host: str | None = None
-        """The Docker engine's ID; None while it cannot be reached: ``find_host`` asks again."""
+        """The Docker engine's ID; None while it cannot be reached: it is asked again every few seconds."""
         self._patience = patience
         self._place: Place | None = None
+        self._finder: asyncio.Task[None] | None = None
 
     async def open(self, settings: Settings, worker_id: str = "") -> None:
         """Prepare the connections. An engine that is away fails jobs, not the worker: it may come back.
 
-        Raises Misconfigured if ``docker_host`` is no address.
+        ``worker_id`` goes into the label jobq.worker, for people. Raises Misconfigured if ``docker_host`` is no
+        address.
         """
         engine = DockerEngine(settings.docker_host, patience=self._patience)
+        worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}"
         self._place = Place(engine, settings, worker_id, None, asyncio.Semaphore(STARTS))
         await self.find_host()
+        self._finder = asyncio.create_task(self._keep_finding())
 
     async def close(self) -> None:
         """Close the connections; containers that run go on."""
+        if self._finder is not None:
+            self._finder.cancel()
+            await asyncio.wait({self._finder})
         if self._place is not None:
             await self._place.engine.close()
             self._place = None
@@ -60,10 +69,15 @@ class ContainerExecutor:
         if self.host is None:
             place = self._opened()
             try:
-                self.host = place.host = await place.engine.identity(patience=_PATIENCE_AT_OPEN)
+                self.host = place.host = await place.engine.identity(patience=_PATIENCE_FOR_HOST)
             except EngineError:
                 return None
         return self.host
+
+    async def _keep_finding(self) -> None:
+        while True:
+            await asyncio.sleep(FIND_HOST_EVERY)
+            await self.find_host()
 
     async def execute(self, spec: Container, ctx: Context) -> Outcome:
         """Run the job's container to its end; see ``ContainerRun.execute``."""

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
@@ -28,7 +28,7 @@ from workers.container_log import ContainerLog
 from workers.container_usage import Usage
 from workers.docker_engine import DockerEngine, EngineAway, EngineError, EngineOverdue, EngineRefused
 
-SAVE_EVERY = 1.0
+LOOK_EVERY = 1.0
 END_AFTER_STOP = 10.0
 
 
@@ -53,8 +53,6 @@ class ContainerRun:
         self.ctx = ctx
         self.hold = Hold(place.engine, Claim(ctx.job.id, ctx.job.attempt), place.settings.env_id)
         self._why: Why | None = None
-        self._saved_at = 0.0
-        self._unsaved = False
 
     async def execute(self) -> Outcome:
         """Run a new container to its end."""
@@ -162,7 +160,11 @@ class ContainerRun:
         return None
 
     def _not_started(self) -> Outcome:
-        return Outcome.stopped(f"stopped before the container started ({self.ctx.stop})")
+        """Nothing ran: a drain gives the job back, instead of leaving work behind that a worker could recover."""
+        if self.ctx.stop is Stop.DRAIN:
+            message = "the worker went away before the container started"
+            return Outcome.requeued(timedelta(0), message, error_class="drained")
+        return Outcome.stopped("stopped before the container started")
 
     def _failed_before_start(self, error: EngineError) -> Outcome:
         if not isinstance(error, EngineRefused):
@@ -175,7 +177,7 @@ class ContainerRun:
         """Follow the running container to its end, its timeout, or a request to stop; ``ran``: seconds so far."""
         self.ctx.executing()
         since = self.ctx.checkpoint.get("log_since")
-        self._log = ContainerLog(self.place.engine, self.hold.name, self.ctx, since, self._save_soon)
+        self._log = ContainerLog(self.place.engine, self.hold.name, self.ctx, since, self._save)
         self._usage = Usage(self.hold.id)
         self._save()
         follower = asyncio.create_task(self._log.follow())
@@ -307,23 +309,15 @@ class ContainerRun:
             await _cancel(doing, stopped)
 
     async def _tick(self) -> None:
-        """Look at what the container uses, soon at first and then each second; save what was not saved yet."""
+        """Look at what the container uses, soon at first and then each second."""
         pause = 0.1
         while True:
             self._usage.look()
-            if self._unsaved:
-                self._save()
             await asyncio.sleep(pause)
-            pause = min(SAVE_EVERY, pause * 2)
-
-    def _save_soon(self) -> None:
-        """The log moved on: save its position at once where the last time is a while ago, else at the next tick."""
-        self._unsaved = True
-        if time.monotonic() - self._saved_at >= SAVE_EVERY:
-            self._save()
+            pause = min(LOOK_EVERY, pause * 2)
 
     def _save(self) -> None:
-        self._saved_at, self._unsaved = time.monotonic(), False
+        """Keep what a successor needs. In the same breath as each piece of the log, so that both are stored together."""
         stopping = {"stopping": self._why.value} if self._why else {}
         self.ctx.save({"container": self.hold.id, "log_since": self._log.position, **stopping})
 

@@ -6,14 +6,14 @@ Collected in memory and written a few times a second, for all jobs in one transa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from jobq.store.claim import Claimed, mark_executing, save_checkpoints
 from jobq.store.database import Connection, Database
 from jobq.store.logs import append, drop, next_line, size
-from workers.joblog import Flushed, JobLog
+from workers.joblog import MIN_HIDDEN, Flushed, JobLog
 
 _EVERY = 0.25
 
@@ -48,6 +48,14 @@ class Journal:
         with self._database.read() as conn:  # a later attempt goes on behind the lines of the earlier ones
             left = max(self._max - size(conn, job.id), self._max // 8)
             return JobLog(job.id, job.attempt, left, next_line(conn, job.id))
+
+    def redact(self, job: Claimed, values: Iterable[str]) -> None:
+        """From now on these values appear as asterisks in the job's log."""
+        with self._lock:
+            log = self._logs.get(job.id)
+            if log is None:
+                log = self._logs[job.id] = self._begin(job)
+            log.hidden = tuple(sorted((value for value in values if len(value) >= MIN_HIDDEN), key=len, reverse=True))
 
     def executing(self, worker_id: UUID, job: Claimed) -> None:
         """The job's preparation is over."""

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from jobq.errors import Forbidden, InvalidInput, Misconfigured, Unavailable
+from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound, Unavailable
 from jobq.models import Outcome
 from jobq.plugins import Context, JobRef, Stop
 from jobq.retry import RetryPolicy
@@ -26,6 +26,7 @@ from jobq.store.database import Database
 from jobq.validation import parse
 from workers.executors import Executors
 from workers.journal import Journal
+from workers.keyring import Keyring
 from workers.recorder import Recorder
 from workers.slots import Slots
 
@@ -59,11 +60,11 @@ class Runner:
 
     def __init__(
         self, database: Database, slots: Slots, executors: Executors, journal: Journal, recorder: Recorder,
-        claimant: Callable[[], Claimant],
+        claimant: Callable[[], Claimant], keyring: Keyring,
     ) -> None:  # fmt: skip
         self._database, self._slots, self._executors = database, slots, executors
         self._journal, self._recorder, self._claimant = journal, recorder, claimant
-        self._loop = executors.loop
+        self._loop, self._keyring = executors.loop, keyring
         self.running: dict[UUID, Running] = {}
         self.last_hint: dict[str, float] = {}
         self.overflowed: set[str] = set()
@@ -148,6 +149,8 @@ class Runner:
             running.cooperative = getattr(executor, "cooperative", False)
             running.outlives = hasattr(executor, "recover")
             spec = parse(executor.kind.spec, job.spec, "/spec")
+            if names := getattr(spec, "secrets", None):
+                await self._hand_over(running, names.values())
             work = executor.recover if running.recovered else executor.execute
             if not inspect.iscoroutinefunction(work):
                 work = partial(asyncio.to_thread, work)  # at its timeout its outcome is decided without it
@@ -158,11 +161,17 @@ class Runner:
             return await self._with_deadline(running, work(spec, ctx), grace)
         except asyncio.CancelledError:
             return self._interrupted(running)
-        except (InvalidInput, Forbidden, Misconfigured) as error:
+        except (InvalidInput, Forbidden, NotFound, Misconfigured) as error:
             return Outcome.invalid(str(error))
         except Exception as error:
             log.debug("job %s raised", job.id, exc_info=True)
             return Outcome.failed(f"{type(error).__name__}: {error}"[:2000], error_class=type(error).__name__)
+
+    async def _hand_over(self, running: Running, names: Iterable[str]) -> None:
+        """The secrets that the spec names, for its executor only: the log shows asterisks in their place."""
+        ctx = running.ctx
+        ctx.secrets = await asyncio.to_thread(self._keyring.read, running.job.tenant, names)
+        self._journal.redact(running.job, ctx.secrets.values())
 
     async def _with_deadline(self, running: Running, work: Awaitable[Outcome], grace: float) -> Outcome:
         timer = self._loop.call_later((running.job.timeout or 0.0) + grace, self._expire, running)

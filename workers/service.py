@@ -16,6 +16,7 @@ from jobq.store.database import Database
 from jobq.store.jobs import running_here
 from workers.executors import Executors
 from workers.journal import Journal
+from workers.keyring import Keyring
 from workers.lease import Lease
 from workers.orphans import OrphanReaper
 from workers.recorder import Recorder
@@ -43,7 +44,13 @@ class Worker:
         self._recorder = Recorder(self._database, self._journal, self._recorded)
         self.lease = Lease(settings, self._database, self.slots, self._executors)
         self.runner = Runner(
-            self._database, self.slots, self._executors, self._journal, self._recorder, self.lease.claimant
+            self._database,
+            self.slots,
+            self._executors,
+            self._journal,
+            self._recorder,
+            self.lease.claimant,
+            Keyring(settings, self._database),
         )
         self.lease.runner = self.runner
         self._looks: dict[str, tuple[float, float]] = dict.fromkeys(queues, (0.0, _QUIET))

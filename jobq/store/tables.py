@@ -234,6 +234,16 @@ tenants = Table(
     Column("limit", sa.Integer),
 )
 
+secrets = Table(
+    "jobq_secrets",
+    metadata,
+    Column("tenant", sa.Text, primary_key=True),
+    Column("name", sa.Text, primary_key=True),
+    Column("sealed", sa.Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
 schedulers = Table(
     "jobq_schedulers",
     metadata,

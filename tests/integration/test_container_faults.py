@@ -106,6 +106,16 @@ async def test_a_stop_that_its_worker_could_not_report_is_reported_by_the_next(
     assert outcome.reason is Reason.TIMED_OUT
 
 
+async def test_a_drain_before_the_start_gives_the_job_back(
+    executor: ContainerExecutor, docker_engine: services.Docker
+) -> None:
+    job = Job()
+    job.ctx.request_stop(Stop.DRAIN)
+    outcome = await executor.execute(shell("true"), job.ctx)
+    assert (outcome.status, outcome.reason, outcome.delay) == (Status.PENDING, Reason.REQUEUED, timedelta(0))
+    assert containers(docker_engine) == []
+
+
 async def test_a_container_that_is_gone_is_lost(other: ContainerExecutor) -> None:
     outcome = await other.recover(shell("true"), Job().ctx)
     assert (outcome.reason, outcome.error_class) == (Reason.UNRESOLVED, "lost")
@@ -210,8 +220,9 @@ async def test_an_engine_that_is_away_fails_the_job_and_not_the_worker(docker_en
         assert (outcome.error_class, outcome.retry) == ("docker_unavailable", True)
         assert "JOBQ_DOCKER_HOST" in outcome.message
         docker_engine.start()
-        assert (await executor.execute(shell("true"), Job().ctx)).status is Status.COMPLETED
+        await eventually(lambda: executor.host)  # without a job that asks for it
         assert executor.host == json.loads(docker_engine.request("GET", "/info")[1])["ID"]
+        assert (await executor.execute(shell("true"), Job().ctx)).status is Status.COMPLETED
 
 
 async def test_an_engine_that_restarts_before_the_start_is_waited_for(docker_engine: services.Docker) -> None:

@@ -1,0 +1,93 @@
+"""The processes of a measurement: ``python -m bench.process upgrade | scheduler | worker QUEUES | drain JOBS``.
+
+Each runs in the checkout that PYTHONPATH names, so that two checkouts can be measured in one run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import sqlalchemy as sa
+
+from jobq.client import JobQ
+from jobq.settings import Settings
+from jobq.store import migrations
+from jobq.store.database import Database
+
+PLUGIN = "bench.noop:NoopExecutor"
+
+
+def settings() -> Settings:
+    return Settings(plugins=[PLUGIN], log_level=os.environ.get("JOBQ_LOG_LEVEL", "WARNING"))
+
+
+def upgrade() -> None:
+    database = Database(settings().database_url)
+    migrations.upgrade(database)
+    database.close()
+
+
+def scheduler() -> None:
+    from scheduler.service import Scheduler
+
+    running = Scheduler(settings())
+    running.start()
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    told.wait()
+    running.stop()
+
+
+def worker(queues: str) -> int:
+    from workers.app import run_worker
+    from workers.slots import parse_queues
+
+    return run_worker(settings(), parse_queues(queues))
+
+
+def drain(jobs: int) -> None:
+    """Enqueue so many no-ops while the workers work, and print the seconds until the last one has ended."""
+    with JobQ(settings=settings()) as jobq:
+        requests = [{"kind": "NOOP", "spec": {}, "name": "bench"} for _ in range(jobs)]
+        began = time.time()
+        jobq.enqueue_many(requests)
+        enqueued = time.time()
+        while (ended := last_end(jobq.database, began, jobs)) is None:
+            time.sleep(0.1)
+    print(json.dumps({"enqueue_s": enqueued - began, "seconds": ended - began}), flush=True)
+
+
+def last_end(database: Database, since: float, jobs: int) -> float | None:
+    """When the last of so many jobs ended, by the database's clock; None: some have not."""
+    statement = sa.text(
+        "SELECT count(*), extract(epoch FROM max(finished_at)) FROM jobq_jobs "
+        "WHERE finished_at >= to_timestamp(:since) AND status = 'COMPLETED'"
+    )
+    with database.read() as conn:
+        ended, last = conn.execute(statement, {"since": since}).one()
+    return float(last) if ended >= jobs else None
+
+
+def main(command: str, *arguments: str) -> int:
+    logging.basicConfig(level=os.environ.get("JOBQ_LOG_LEVEL", "WARNING"))
+    if command == "upgrade":
+        upgrade()
+    elif command == "scheduler":
+        scheduler()
+    elif command == "worker":
+        return worker(arguments[0])
+    elif command == "drain":
+        drain(int(arguments[0]))
+    else:
+        raise SystemExit(__doc__)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

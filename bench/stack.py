@@ -1,0 +1,195 @@
+"""Throwaway PostgreSQL and Redis, jobq's processes on them, and the peer's: what is measured, put together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
+
+from jobq.client import JobQ
+from jobq.settings import Settings
+from tests.services import Postgres, Redis, descendants, spawn, wait_until
+
+HERE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The database and the broker that everything here shares."""
+
+    postgres: Postgres
+    redis: Redis
+
+
+@contextmanager
+def servers() -> Iterator[Servers]:
+    """A PostgreSQL that syncs each commit to disk, and a Redis that keeps nothing: as PEERS were measured."""
+    os.environ["JOBQ_TEST_FSYNC"] = "on"
+    with Postgres() as postgres, Redis() as broker:
+        yield Servers(postgres, broker)
+
+
+class Stack:
+    """jobq of one checkout on a database of its own: one scheduler and some worker processes."""
+
+    def __init__(self, where: Servers, *, tree: Path = HERE, broker_db: int = 0, workers: int = 2, slots: int = 500) -> None:
+        self.name = where.postgres.create()
+        self.database_url = where.postgres.url(self.name)
+        self.environment = {
+            "PYTHONPATH": str(tree),
+            "JOBQ_DATABASE_URL": self.database_url,
+            "JOBQ_BROKER_URL": f"redis://127.0.0.1:{where.redis.port}/{broker_db}",
+        }
+        self.log = where.postgres.folder / f"{self.name}.log"
+        self._where, self._workers, self._slots = where, workers, slots
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._clients: list[JobQ] = []
+
+    def __enter__(self) -> Stack:
+        self.call("upgrade")
+        self._processes = [self._spawn("scheduler")]
+        self._processes += [self._spawn("worker", f"noop:{self._slots}") for _ in range(self._workers)]
+        wait_until(self._registered, 30, what=f"the workers (log: {self.log})")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.close()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(60)
+
+    def call(self, *command: str) -> str:
+        """Run a command of ``bench.process`` to its end and return what it printed."""
+        return subprocess.run(
+            [sys.executable, "-m", "bench.process", *command],
+            env={**os.environ, **self.environment}, check=True, stdout=subprocess.PIPE, text=True, cwd="/",
+        ).stdout  # fmt: skip
+
+    def drain(self, jobs: int) -> dict[str, float]:
+        """Enqueue and execute so many jobs: see ``bench.process.drain``."""
+        found: dict[str, float] = json.loads(self.call("drain", str(jobs)))
+        return found
+
+    def client(self) -> JobQ:
+        """A client in this process."""
+        made = JobQ(settings=Settings(database_url=self.database_url, plugins=["bench.noop:NoopExecutor"]))
+        self._clients.append(made)
+        return made
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.database_url) as connection:
+            return connection.execute(statement.encode()).fetchall()
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the scheduler and the workers so far."""
+        return sum(_cpu_seconds(process.pid) for process in self._processes)
+
+    def _registered(self) -> bool:
+        return self.query("SELECT count(*) FROM jobq_workers WHERE dead_at IS NULL")[0][0] >= self._workers
+
+    def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
+        return spawn([sys.executable, "-m", "bench.process", *command], env=self.environment, log=self.log)
+
+
+class Peer:
+    """Plain Celery workers: ``prefork`` 2 in one process (the default on two cores) or ``threads`` in two."""
+
+    def __init__(self, where: Servers, pool: str, *, broker_db: int, beat: tuple[int, float] | None = None) -> None:
+        self.name = f"celery {pool}"
+        self._url = f"redis://127.0.0.1:{where.redis.port}/{broker_db}"
+        self._environment = {"PYTHONPATH": str(HERE), "PEER_BROKER_URL": self._url, "PEER_QUEUE": pool}
+        if beat is not None:
+            self._environment |= {"PEER_BEAT_ENTRIES": str(beat[0]), "PEER_BEAT_SECONDS": str(beat[1])}
+        self._pool, self._beat, self._folder = pool, beat, where.redis.folder
+        self.redis = redis.Redis.from_url(self._url)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Peer:
+        from bench import peer
+
+        peer.app.conf.broker_url = self._url
+        peer.app.conf.task_default_queue = self._pool
+        self.app = peer.app
+        count, concurrency = (1, 2) if self._pool == "prefork" else (2, 10)
+        command = ["worker", "-P", self._pool, "-c", str(concurrency), "-l", "WARNING"]
+        self._processes = [self._spawn([*command, "-n", f"{self._pool}{number}@bench"]) for number in range(count)]
+        if self._beat is not None:
+            schedule = self._folder / f"beat-{self._pool}"
+            self._processes.append(self._spawn(["beat", "-l", "WARNING", "-s", str(schedule)]))
+        self.send(count * 20)
+        wait_until(self.is_empty, 60, what=f"{self.name} (log: {self._folder}/{self._pool}.log)")
+        time.sleep(1.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(60)
+        self.redis.close()
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        start = [sys.executable, "-m", "celery", "-A", "bench.peer", *command]
+        return spawn(start, env=self._environment, log=self._folder / f"{self._pool}.log")
+
+    def send(self, tasks: int) -> None:
+        """Publish no-ops one by one over one kept connection: the fastest of its documented ways for single tasks."""
+        with self.app.producer_pool.acquire(block=True) as producer:
+            for _ in range(tasks):
+                self.app.send_task("bench.peer.noop", producer=producer, queue=self._pool, ignore_result=True)
+
+    def is_empty(self) -> bool:
+        return not self.redis.llen(self._pool) and not self.redis.hlen("unacked")
+
+    def drain(self, tasks: int) -> dict[str, float]:
+        """Publish while the workers stand still, then let them go: the time without and with publishing."""
+        began = time.time()
+        with self.stopped():
+            self.send(tasks)
+            published = time.time() - began
+        released = time.time()
+        wait_until(self.is_empty, 300, interval=0.01, what=self.name)
+        drained = time.time() - released
+        return {"publish_s": published, "seconds": drained}
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        pids = [pid for process in self._processes for pid in descendants(process.pid)]
+        _signal(pids, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal(pids, signal.SIGCONT)
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def together(parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All of these at once, each under its name."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(part) for name, part in parts.items()}
