@@ -11,13 +11,15 @@ from typing import Any
 import redis
 from celery import Celery
 
-app = Celery("peer", broker=os.environ.get("PEER_BROKER_URL", "redis://127.0.0.1:6379/1"))
-app.conf.update(
-    task_ignore_result=True,
-    task_default_queue=os.environ.get("PEER_QUEUE", "celery"),
-    worker_hijack_root_logger=False,
-    broker_connection_retry_on_startup=True,
-)
+
+def make_app(broker_url: str, queue: str) -> Celery:
+    """An app as a user would make it; everything that is not named keeps Celery's default."""
+    made = Celery("peer", broker=broker_url, set_as_current=False)
+    made.conf.update(task_ignore_result=True, task_default_queue=queue, broker_connection_retry_on_startup=True)
+    return made
+
+
+app = make_app(os.environ.get("PEER_BROKER_URL", "redis://127.0.0.1:6379/1"), os.environ.get("PEER_QUEUE", "celery"))
 if entries := int(os.environ.get("PEER_BEAT_ENTRIES", "0")):
     app.conf.beat_schedule = {
         f"entry-{number}": {

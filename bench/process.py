@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -56,21 +57,22 @@ def drain(jobs: int) -> None:
     with JobQ(settings=settings()) as jobq:
         requests = [{"kind": "NOOP", "spec": {}, "name": "bench"} for _ in range(jobs)]
         began = time.time()
-        jobq.enqueue_many(requests)
+        ids = jobq.enqueue_many(requests)
         enqueued = time.time()
-        while (ended := last_end(jobq.database, began, jobs)) is None:
+        while not jobq.get(ids[-1]).finished:
+            time.sleep(0.02)
+        while (ended := last_end(jobq.database, ids[0], jobs)) is None:
             time.sleep(0.1)
     print(json.dumps({"enqueue_s": enqueued - began, "seconds": ended - began}), flush=True)
 
 
-def last_end(database: Database, since: float, jobs: int) -> float | None:
+def last_end(database: Database, first: UUID, jobs: int) -> float | None:
     """When the last of so many jobs ended, by the database's clock; None: some have not."""
     statement = sa.text(
-        "SELECT count(*), extract(epoch FROM max(finished_at)) FROM jobq_jobs "
-        "WHERE finished_at >= to_timestamp(:since) AND status = 'COMPLETED'"
+        "SELECT count(*), extract(epoch FROM max(finished_at)) FROM jobq_jobs WHERE id >= :first AND status = 'COMPLETED'"
     )
     with database.read() as conn:
-        ended, last = conn.execute(statement, {"since": since}).one()
+        ended, last = conn.execute(statement, {"first": first}).one()
     return float(last) if ended >= jobs else None
 
 

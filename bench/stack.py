@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import redis
 
+from bench.peer import make_app
 from jobq.client import JobQ
 from jobq.settings import Settings
 from tests.services import Postgres, Redis, descendants, spawn, wait_until
@@ -118,11 +119,7 @@ class Peer:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Peer:
-        from bench import peer
-
-        peer.app.conf.broker_url = self._url
-        peer.app.conf.task_default_queue = self._pool
-        self.app = peer.app
+        self.app = make_app(self._url, self._pool)
         count, concurrency = (1, 2) if self._pool == "prefork" else (2, 10)
         command = ["worker", "-P", self._pool, "-c", str(concurrency), "-l", "WARNING"]
         self._processes = [self._spawn([*command, "-n", f"{self._pool}{number}@bench"]) for number in range(count)]

@@ -56,7 +56,7 @@ class JobQ(Workflows):
         actor: str = "python",
         settings: Settings | None = None,
     ) -> None:
-        settings = settings or Settings()
+        settings = settings or Settings.load()
         if database_url is not None:
             settings = settings.model_copy(update={"database_url": database_url})
         self.settings = settings

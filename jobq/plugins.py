@@ -195,8 +195,7 @@ def executor_class(kind: str, extra: tuple[str, ...] = ()) -> type[Any]:
     Raises InvalidInput (unknown kind) or Misconfigured (the plugin cannot be imported, or its kind has another name).
     """
     for reference in extra:
-        module, _, name = reference.partition(":")
-        found = _load(kind, lambda module=module, name=name: getattr(import_module(module), name))  # type: ignore[misc]
+        found = _referred(reference)
         if found.kind.name == kind:
             return found
     for point in entry_points(group="jobq.executors", name=kind):
@@ -206,6 +205,18 @@ def executor_class(kind: str, extra: tuple[str, ...] = ()) -> type[Any]:
         return found
     known = sorted({*BUILT_IN, *(point.name for point in entry_points(group="jobq.executors"))})
     raise InvalidInput(f"There is no job kind {kind!r}.", hint=f"Known kinds: {', '.join(known)}.", pointer="/kind")
+
+
+def installed_kinds(extra: tuple[str, ...] = ()) -> list[str]:
+    """The names of all kinds that can be run here. Raises Misconfigured if one of ``extra`` cannot be imported."""
+    found = {*BUILT_IN, *(point.name for point in entry_points(group="jobq.executors"))}
+    return sorted({*found, *(_referred(reference).kind.name for reference in extra)})
+
+
+def _referred(reference: str) -> type[Any]:
+    """The class behind ``module:Class``."""
+    module, _, name = reference.partition(":")
+    return _load(reference, lambda: getattr(import_module(module), name))
 
 
 def _load(kind: str, load: Callable[[], Any]) -> type[Any]:

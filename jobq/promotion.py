@@ -1,8 +1,9 @@
 """Who goes next: the pure part of promotion.
 
 Room is what the live workers of a queue can absorb. It is shared out one job at a time: the next job comes from the
-tenant with the smallest (jobs in flight ÷ weight) that is below its limit; within the tenant the highest priority
-goes first, then the one that has been ready longest. A lane that is full (a workflow at its concurrency) is passed.
+tenant with the smallest (jobs in flight ÷ weight) that is below its limit; among equals they take turns. Within the
+tenant the highest priority goes first, then the one that has been ready longest. A lane that is full (a workflow at
+its concurrency) is passed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,41 @@ class Candidate(NamedTuple):
     ready_at: datetime
 
 
+_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class Turns:
+    """Whose turn it is among tenants with equal shares in flight: start-time fair queueing (Goyal, Vin, Cheng, 1996).
+
+    Without it, one slot and short jobs would always serve the tenant whose name sorts first: whenever it is looked,
+    nobody has anything in flight. Who was away and comes back claims nothing for that time.
+    """
+
+    now: float = 0.0
+    ends: dict[str, float] = field(default_factory=dict)
+    """Per tenant: when, in jobs per weight, its last turn is over. What is not later than ``now`` says nothing."""
+
+    def begins(self, tenant: str) -> float:
+        """When this tenant's next turn begins: the smallest goes first."""
+        return max(self.now, self.ends.get(tenant, 0.0))
+
+    def take(self, tenant: str, weight: float) -> None:
+        """The tenant's turn is used."""
+        self.now = self.begins(tenant)
+        self.ends[tenant] = self.now + 1 / weight
+        if len(self.ends) > _REMEMBERED:
+            self.ends = {name: end for name, end in self.ends.items() if end > self.now}
+
+
 @dataclass(slots=True)
 class Load:
     """What is in flight (queued or running) now, and what may be at most. A missing limit is no limit."""
 
     queues: Counter[str] = field(default_factory=Counter)
+    held: Counter[str] = field(default_factory=Counter)
+    """Per queue: those in flight that hold one of its ``slots``, or are on their way to one. What still runs on
+    workers that drain or died takes no room of the others, but counts for every limit."""
     tenants: Counter[str] = field(default_factory=Counter)
     lanes: Counter[str] = field(default_factory=Counter)
     slots: Mapping[str, int] = field(default_factory=dict)
@@ -40,12 +71,13 @@ class Load:
     tenant_limits: Mapping[str, int] = field(default_factory=dict)
     lane_limits: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    turns: Turns = field(default_factory=Turns)
 
     def room(self, queue: str, ended_lately: int) -> int:
         """How many more jobs the queue takes. What ended lately ends again while the next ones travel."""
         if queue in self.paused or self.slots.get(queue, 0) <= 0:
             return 0
-        free = self.slots[queue] - self.queues[queue] + ended_lately
+        free = self.slots[queue] - self.held[queue] + ended_lately
         if (limit := self.queue_limits.get(queue)) is not None:
             free = min(free, limit - self.queues[queue])
         return max(free, 0)
@@ -57,11 +89,11 @@ def choose(candidates: Sequence[Candidate], room: int, load: Load) -> list[UUID]
     if len(tenants) == 1 and not any(candidate.lane for candidate in candidates):
         return _choose_plain(candidates, room, load, tenants.pop())
     waiting = _by_tenant(candidates)
-    turns = [(load.tenants[tenant] / load.weights.get(tenant, 1.0), tenant) for tenant in sorted(waiting)]
+    turns = [_turn(load, tenant) for tenant in waiting]
     heapq.heapify(turns)
     chosen: list[UUID] = []
     while turns and len(chosen) < room:
-        _, tenant = heapq.heappop(turns)
+        _, _, tenant = heapq.heappop(turns)
         if _is_full(tenant, load.tenants, load.tenant_limits):
             continue
         candidate = next(waiting[tenant], None)
@@ -72,8 +104,13 @@ def choose(candidates: Sequence[Candidate], room: int, load: Load) -> list[UUID]
         chosen.append(candidate.id)
         load.tenants[tenant] += 1
         load.lanes[candidate.lane] += 1
-        heapq.heappush(turns, (load.tenants[tenant] / load.weights.get(tenant, 1.0), tenant))
+        load.turns.take(tenant, load.weights.get(tenant, 1.0))
+        heapq.heappush(turns, _turn(load, tenant))
     return chosen
+
+
+def _turn(load: Load, tenant: str) -> tuple[float, float, str]:
+    return load.tenants[tenant] / load.weights.get(tenant, 1.0), load.turns.begins(tenant), tenant
 
 
 def _choose_plain(candidates: Sequence[Candidate], room: int, load: Load, tenant: str) -> list[UUID]:

@@ -9,8 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from jobq.duration import Duration
+from jobq.errors import Misconfigured
 
 EMBEDDED = "memory://"
 """The broker inside ``jobq dev``: it ends at the process, so separate workers and schedulers refuse it."""
@@ -38,12 +41,19 @@ class Policy(BaseModel):
     max_memory: int | None = None
     max_cpus: float | None = None
     max_pids: int | None = 4096
-    min_interval: timedelta = timedelta(seconds=1)
-    max_container_timeout: timedelta = timedelta(hours=1)
+    min_interval: Duration = timedelta(seconds=1)
+    max_container_timeout: Duration = timedelta(hours=1)
     probe_networks: list[str] = Field(default_factory=list)
     """CIDR blocks that probes may reach although they are not public (development: 127.0.0.0/8)."""
 
     _NEVER: ClassVar[frozenset[str]] = frozenset({"host", "bridge", "default"})
+
+    @field_validator("probe_networks")
+    @classmethod
+    def _blocks(cls, blocks: list[str]) -> list[str]:
+        for block in blocks:
+            ipaddress.ip_network(block, strict=False)
+        return blocks
 
     def allows_image(self, image: str) -> bool:
         return any(fnmatch.fnmatchcase(image, pattern) for pattern in self.images)
@@ -76,19 +86,19 @@ class Settings(BaseSettings):
     """Executors to load beside the installed entry points, as ``module:Class``."""
     policy: Policy = Field(default_factory=Policy)
 
-    lease: timedelta = timedelta(seconds=30)
-    renew_every: timedelta = timedelta(seconds=5)
-    reattach_grace: timedelta = timedelta(minutes=5)
-    stop_grace: timedelta = timedelta(seconds=2)
+    lease: Duration = timedelta(seconds=30)
+    renew_every: Duration = timedelta(seconds=5)
+    reattach_grace: Duration = timedelta(minutes=5)
+    stop_grace: Duration = timedelta(seconds=2)
     """Between the stop signal and the kill of a container."""
-    prepare_timeout: timedelta = timedelta(minutes=5)
+    prepare_timeout: Duration = timedelta(minutes=5)
     """For the pull of the image and the creation of the container together."""
-    drain_timeout: timedelta = timedelta(seconds=25)
+    drain_timeout: Duration = timedelta(seconds=25)
     """How long a worker that was told to stop lets its jobs go on."""
     max_log_bytes: int = 1024 * 1024
     """Of each job's log; half of it is kept from the head, half from the tail."""
     max_spec_bytes: int = 256 * 1024
-    retention: timedelta = timedelta(days=30)
+    retention: Duration = timedelta(days=30)
     """How long finished jobs are kept."""
     log_level: str = "INFO"
     hints_per_message: int = Field(default=200, ge=1, le=1000)
@@ -104,6 +114,20 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, environment, file: in this order."""
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_file()))
+
+    @classmethod
+    def load(cls, **flags: Any) -> Settings:
+        """The settings of this process; ``flags`` win. Raises Misconfigured with the setting that is wrong."""
+        try:
+            return cls(**flags)
+        except (ValidationError, ValueError) as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            name = "__".join(str(part).upper() for part in first["loc"])
+            raise Misconfigured(
+                f"The setting JOBQ_{name} is wrong: {first['msg'].removeprefix('Value error, ')}.",
+                code="bad_setting",
+                hint="jobq config shows the values that are in force.",
+            ) from None
 
     def masked(self) -> dict[str, Any]:
         """The effective values, passwords and keys replaced by asterisks: what ``jobq config`` prints."""

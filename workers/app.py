@@ -46,6 +46,7 @@ class App:
             task_queues=[message_queue(settings, queue) for queue in queues],
             # A hint waits for room on its thread: two for each queue, so that no queue starves the others.
             worker_concurrency=2 * len(queues),
+            worker_pool="workers.pool:HintPool",
         )
         self.celery.task(name=TASK, ignore_result=True)(self._run)
 
@@ -104,7 +105,6 @@ class EmbeddedWorker:
 
     def _run(self) -> None:
         self._celery = self._app.celery.Worker(
-            pool="threads",
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,
@@ -129,7 +129,7 @@ def run_worker(settings: Settings, queues: Mapping[str, int]) -> int:
     own = App(settings, queues)
     own.bind_signals()
     worker = own.celery.Worker(
-        pool="threads", without_gossip=True, without_mingle=True, without_heartbeat=True, loglevel=settings.log_level,
+        without_gossip=True, without_mingle=True, without_heartbeat=True, loglevel=settings.log_level,
         hostname=f"jobq-{os.getpid()}@{socket.gethostname()}",
     )  # fmt: skip
     worker.start()
@@ -138,7 +138,7 @@ def run_worker(settings: Settings, queues: Mapping[str, int]) -> int:
 
 def _from_environment() -> Celery:
     """The app of ``celery -A workers.app worker``."""
-    settings = Settings()
+    settings = Settings.load()
     require_shared(settings, "worker")
     own = App(settings, parse_queues(os.environ.get("JOBQ_QUEUES", DEFAULT_QUEUES)))
     own.bind_signals()

@@ -16,7 +16,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobq.promotion import Candidate, Load, choose
+from jobq.promotion import Candidate, Load, Turns, choose
 from jobq.states import WAKING, Reason, Status
 from jobq.store.database import id_list, is_one_of, later, now, take_promote_lock
 from jobq.store.tables import jobs, queues, tenants, workers, workflows
@@ -41,9 +41,11 @@ class Promoted:
 
 @dataclass(slots=True)
 class Cursor:
-    """Where the next tick starts to look, per queue, so that every tenant and lane gets its turn."""
+    """What a promoter keeps from tick to tick, so that every tenant and lane gets its turn."""
 
     after: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Where the next tick starts to look, per queue."""
+    turns: Turns = field(default_factory=Turns)
 
 
 def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -> Promoted:
@@ -51,6 +53,7 @@ def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -
     if not take_promote_lock(conn, wait=False):
         return Promoted(standby=True)
     load = read_load(conn)
+    load.turns = cursor.turns
     done = Promoted(in_flight=Counter(load.queues))
     for queue in load.slots:
         room = load.room(queue, ended_lately.get(queue, 0))
@@ -70,6 +73,7 @@ def read_load(conn: Connection) -> Load:
     load = Load(slots=worker_slots(conn))
     for row in conn.execute(_in_flight()):
         load.queues[row.queue] += row.jobs
+        load.held[row.queue] += row.held
         load.tenants[row.tenant] += row.jobs
         load.lanes[row.lane] += row.jobs
     rows = conn.execute(sa.select(queues)).all()
@@ -91,20 +95,28 @@ def worker_slots(conn: Connection) -> dict[str, int]:
 
 @cache
 def _live_workers() -> Any:
-    return sa.select(workers.c.queues).where(
-        workers.c.dead_at.is_(None), workers.c.draining_at.is_(None), workers.c.lease_until > now()
-    )
+    return sa.select(workers.c.queues).where(_takes_jobs())
+
+
+def _takes_jobs() -> Any:
+    return sa.and_(workers.c.dead_at.is_(None), workers.c.draining_at.is_(None), workers.c.lease_until > now())
 
 
 @cache
 def _in_flight() -> Any:
-    """Queued and running jobs by queue, tenant and lane: both halves read a partial index of what is in flight."""
+    """Queued and running jobs by queue, tenant and lane: both halves read a partial index of what is in flight.
+
+    ``held``: those that take a slot of the workers that take jobs.
+    """
     columns = (jobs.c.queue, jobs.c.tenant, jobs.c.lane)
+    live = sa.select(workers.c.id).where(_takes_jobs())
+    held = sa.case((jobs.c.worker_id.in_(live), 1), else_=0)
     both = sa.union_all(
-        sa.select(*columns).where(jobs.c.next_send_at.is_not(None)),
-        sa.select(*columns).where(jobs.c.worker_id.is_not(None)),
+        sa.select(*columns, sa.literal_column("1").label("held")).where(jobs.c.next_send_at.is_not(None)),
+        sa.select(*columns, held.label("held")).where(jobs.c.worker_id.is_not(None)),
     ).subquery("in_flight")
-    return sa.select(*both.c, sa.func.count().label("jobs")).group_by(*both.c)
+    place = (both.c.queue, both.c.tenant, both.c.lane)
+    return sa.select(*place, sa.func.count().label("jobs"), sa.func.sum(both.c.held).label("held")).group_by(*place)
 
 
 @cache

@@ -234,6 +234,8 @@ def test_each_filter_narrows_a_listing(store: Store) -> None:
     of_flow = store.add(store.job_of(flow, name="50% of_flow"))[0]
     child = store.enqueue_one(parent_id=parent, queue="other", kind="HEARTBEAT", trigger=Trigger.AUTOMATIC)
     later = store.enqueue_one(scheduled_at=ahead(hours=1))
+    for older in (running, of_flow):
+        store.pretend(older, created_at=-60)
     made = store.job(child).created_at
 
     def found(**only: Any) -> list[Any]:

@@ -1,0 +1,33 @@
+"""Celery's thread pool, which here tells the consumer when a thread is free again."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from celery.concurrency.thread import ApplyResult, TaskPool
+from kombu.asynchronous import get_event_loop
+
+
+class HintPool(TaskPool):
+    """Threads that hints are claimed on.
+
+    The consumer asks Redis for a message only while a thread is free, and looks at that only when its event loop
+    turns. A thread that ends does not turn it, so that messages lay there until the next timer, up to 10 s.
+    """
+
+    def on_apply(self, *args: Any, **kwargs: Any) -> ApplyResult:
+        """See ``BasePool``."""
+        result = super().on_apply(*args, **kwargs)
+        result.f.add_done_callback(_turn_event_loop)
+        return result
+
+
+def _turn_event_loop(_: Future[Any]) -> None:
+    loop = get_event_loop()
+    if loop is not None:  # brokers that are polled have none
+        loop.call_soon(_nothing)
+
+
+def _nothing() -> None:
+    """To be called is all that it is for."""
