@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,11 +19,11 @@ from uuid import UUID
 from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import JobRequest, checked_all
 from jobq.errors import Conflict, InvalidInput, Unavailable
-from jobq.models import Attempt, Job, LogLine, Page
+from jobq.models import Artifact, Attempt, Job, LogLine, Page
 from jobq.operations import Queues, Secrets, Tenants, Workers
 from jobq.settings import Settings
 from jobq.states import Trigger
-from jobq.store import control, logs
+from jobq.store import artifacts, control, logs
 from jobq.store import jobs as store
 from jobq.store import why as reasons
 from jobq.store.database import Database
@@ -179,7 +180,9 @@ class JobQ(Workflows):
         if not 1 <= limit <= 200:
             raise InvalidInput("limit is between 1 and 200.", pointer="/limit")
         wanted = JobFilter(**only)
-        filters = fingerprint(listing="jobs", tenant=self.tenant, only=repr(wanted))
+        # Sorted: another process prints a set in another order.
+        only = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(wanted).items()}
+        filters = fingerprint(listing="jobs", tenant=self.tenant, only=only)
         before = read_cursor(self._cursor_key, filters, cursor)
         with self.database.read() as conn:
             found = store.list_page(conn, self.tenant, wanted, before=before, limit=limit + 1)
@@ -203,6 +206,18 @@ class JobQ(Workflows):
         with self.database.read() as conn:
             store.get(conn, self.tenant, job_id)
             return store.list_attempts(conn, job_id)
+
+    def artifacts(self, job_id: UUID) -> Sequence[Artifact]:
+        """The files that the job left behind, without their contents."""
+        with self.database.read() as conn:
+            store.get(conn, self.tenant, job_id)
+            return artifacts.list_of(conn, job_id)
+
+    def artifact(self, job_id: UUID, name: str) -> bytes:
+        """The content of one artifact. Raises NotFound."""
+        with self.database.read() as conn:
+            store.get(conn, self.tenant, job_id)
+            return artifacts.read(conn, job_id, name)
 
     def why(self, job_id: UUID) -> str:
         """One or two sentences: why the job is where it is."""

@@ -205,6 +205,16 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that a job left behind; ``size`` in bytes, ``sha256`` in hex."""
+
+    name: str
+    size: int
+    sha256: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """One line of a job's log. ``number`` counts from 1 within the job and is its position for reading on."""
 

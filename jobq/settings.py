@@ -5,28 +5,46 @@ from __future__ import annotations
 import fnmatch
 import ipaddress
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from jobq.duration import Duration
 from jobq.errors import Misconfigured
 
 EMBEDDED = "memory://"
 """The broker inside ``jobq dev``: it ends at the process, so separate workers and schedulers refuse it."""
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_PASSWORD = re.compile(r"(?<=[?&])(password|sslpassword|passwd|pwd|token)=[^&#]*", re.IGNORECASE)
 
 
 def data_folder() -> Path:
     """Where a user's own data lies (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "jobq"
+    return Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share") / "jobq"
 
 
-def _config_file() -> Path:
-    base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return Path(os.environ.get("JOBQ_CONFIG") or base / "jobq" / "jobq.toml")
+def config_file() -> Path:
+    """The TOML file that settings are read from, if it exists: ``JOBQ_CONFIG``, or ``jobq/jobq.toml`` of the user."""
+    if named := os.environ.get("JOBQ_CONFIG"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or _home() / ".config") / "jobq" / "jobq.toml"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a container's user that has a number only
+        return Path("/nonexistent")
 
 
 class Policy(BaseModel):
@@ -103,6 +121,13 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     hints_per_message: int = Field(default=200, ge=1, le=1000)
 
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, level: str) -> str:
+        if level.upper() not in _LEVELS:
+            raise ValueError(f"should be one of {', '.join(_LEVELS)}")
+        return level.upper()
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -113,21 +138,29 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, environment, file: in this order."""
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_file()))
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config_file()))
 
     @classmethod
     def load(cls, **flags: Any) -> Settings:
-        """The settings of this process; ``flags`` win. Raises Misconfigured with the setting that is wrong."""
+        """The settings of this process; ``flags`` win.
+
+        Raises Misconfigured ``bad_setting`` with the setting that is wrong, or the file that cannot be read.
+        """
+        file = config_file()
+        if "JOBQ_CONFIG" in os.environ and not file.is_file():
+            raise _bad_setting(f"There is no file of settings {str(file)!r}", "JOBQ_CONFIG or --config names it.")
         try:
             return cls(**flags)
-        except (ValidationError, ValueError) as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-            name = "__".join(str(part).upper() for part in first["loc"])
-            raise Misconfigured(
-                f"The setting JOBQ_{name} is wrong: {first['msg'].removeprefix('Value error, ')}.",
-                code="bad_setting",
-                hint="jobq config shows the values that are in force.",
-            ) from None
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            name = "__".join(str(part).upper() for part in first["loc"] if not isinstance(part, int))
+            hint = f"It comes from a flag, the environment or {file}."
+            raise _bad_setting(f"The setting JOBQ_{name} is wrong: {_lowered(first['msg'])}", hint) from None
+        except SettingsError as error:
+            hint = "In the environment, lists and objects are written as JSON."
+            raise _bad_setting(f"A setting is wrong: {_lowered(str(error))}", hint) from None
+        except (OSError, ValueError) as error:  # TOMLDecodeError, UnicodeDecodeError
+            raise _bad_setting(f"The file of settings {str(file)!r} cannot be read: {error}") from None
 
     def masked(self) -> dict[str, Any]:
         """The effective values, passwords and keys replaced by asterisks: what ``jobq config`` prints."""
@@ -139,10 +172,20 @@ class Settings(BaseSettings):
         return values
 
 
+def _bad_setting(message: str, hint: str | None = None) -> Misconfigured:
+    return Misconfigured(f"{message}.", code="bad_setting", hint=hint)
+
+
+def _lowered(message: str) -> str:
+    text = message.removeprefix("Value error, ").rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
 def mask_url(url: str) -> str:
     """The URL without its password."""
     head, found, rest = url.partition("://")
-    if not found or "@" not in rest:
+    if not found:
         return url
-    userinfo, _, tail = rest.rpartition("@")
-    return f"{head}://{userinfo.partition(':')[0]}:***@{tail}"
+    userinfo, at, tail = rest.rpartition("@")
+    tail = _PASSWORD.sub(r"\1=***", tail)
+    return f"{head}://{userinfo.partition(':')[0]}:***@{tail}" if at else f"{head}://{tail}"

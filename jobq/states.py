@@ -190,24 +190,32 @@ def canceled(reason: Reason = Reason.BY_USER) -> Transition:
 
 
 def retry_or_fail(
-    *, failure: Reason, retryable: bool, failures: int, max_attempts: int, desired: Desired, backoff: timedelta
+    *,
+    failure: Reason,
+    retryable: bool,
+    failures: int,
+    max_attempts: int,
+    desired: Desired,
+    backoff: timedelta,
+    why: Reason = Reason.BY_USER,
 ) -> Transition:
     """What a charged failure leads to: ``failures`` counts the charged ones before this.
 
     A failure is tried again only while somebody still wants the job to run: a request to cancel that came in the
-    meantime wins over a retry, and a request to pause holds the retry back (PENDING·paused by the caller).
+    meantime wins over a retry (``why`` is its reason), and a request to pause holds the retry back (PENDING·paused
+    by the caller).
     """
     if retryable and failures + 1 < max_attempts:
         if desired is Desired.CANCEL:
-            return Transition(Status.CANCELED, Reason.BY_USER, charged=True)
+            return Transition(Status.CANCELED, why, charged=True)
         return Transition(Status.PENDING, Reason.RETRYING, due_in=backoff, charged=True)
     return Transition(Status.FAILED, failure, charged=True)
 
 
-def give_back(*, desired: Desired, due_in: timedelta | None = None) -> Transition:
+def give_back(*, desired: Desired, due_in: timedelta | None = None, why: Reason = Reason.BY_USER) -> Transition:
     """RUNNING→PENDING without a charge: a target that is not ready, or a worker that drains."""
     if desired is Desired.CANCEL:
-        return Transition(Status.CANCELED, Reason.BY_USER)
+        return Transition(Status.CANCELED, why)
     if due_in is None or due_in <= timedelta(0):
         return Transition(Status.PENDING, Reason.READY)
     return Transition(Status.PENDING, Reason.REQUEUED, due_in=due_in)

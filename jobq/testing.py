@@ -1,9 +1,9 @@
 """For tests: of applications that use jobq (``running``), and of executors (``run_executor``, ``ExecutorContract``).
 
-    def test_the_order_is_confirmed():
-        with running(Settings(plugins=["shop.jobs:ConfirmExecutor"])) as jobq:
-            job = jobq.enqueue({"order": 17}, kind="CONFIRM")
-            assert jobq.wait(job.id, timeout=10).status is Status.COMPLETED
+def test_the_order_is_confirmed():
+with running(Settings(plugins=["shop.jobs:ConfirmExecutor"])) as jobq:
+job = jobq.enqueue({"order": 17}, kind="CONFIRM")
+assert jobq.wait(job.id, timeout=10).status is Status.COMPLETED
 """
 
 from __future__ import annotations

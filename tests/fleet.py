@@ -30,10 +30,11 @@ class Fleet:
             "env_id": folder.name,
             **settings,
         }
+        (folder / "jobq.toml").touch()  # whatever the user's own file says does not count here
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("JOBQ_")},
             "PYTHONPATH": str(ROOT),
-            "JOBQ_CONFIG": str(folder / "none.toml"),
+            "JOBQ_CONFIG": str(folder / "jobq.toml"),
             **{
                 f"JOBQ_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
                 for name, value in values.items()

@@ -504,8 +504,10 @@ class Docker(Server):
 
     def start(self) -> None:
         if not self.alive:
-            # A killed engine leaves it behind, and the next would refuse to start.
+            # A killed engine leaves these behind. The next would refuse to start, or, where another process has its
+            # containerd's number by now, wait for that in vain.
             (self.folder / "pid").unlink(missing_ok=True)
+            (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
         super().start()
         if self.request("GET", f"/images/{self.image}/json")[0] == http.client.NOT_FOUND:
             self.request("POST", "/images/create?fromSrc=-&repo=jobq-test&tag=busybox", busybox_image())

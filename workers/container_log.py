@@ -8,17 +8,16 @@ many messages of that instant were taken: the pieces of one long line all carry 
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-import structlog
-
 from jobq.plugins import Context
 from workers.docker_engine import DockerEngine, EngineError, EngineRefused
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct(">BxxxL")
 _STREAMS = {1: "stdout", 2: "stderr"}
@@ -72,7 +71,7 @@ class ContainerLog:
                     return
             except EngineError as error:
                 # Whoever waits for the container's end meets the same, and decides what it means.
-                log.debug("container log interrupted", container=self.container, error=str(error))
+                log.debug("the log of %s was interrupted: %s", self.container, error)
             finally:
                 self._ended.set()
             await asyncio.sleep(RETRY_AFTER)

@@ -228,6 +228,8 @@ class ContainerRun:
             await self._log.drain(follower)
         except (EngineError, TimeoutError) as error:
             self.ctx.log(f"the end of the container's log could not be read: {error or 'the engine is too slow'}")
+        if self.hold.engine_lost:  # what the container writes meanwhile, nobody reads
+            self.ctx.log("the Docker engine was away while the container ran: some of its output may be missing")
         self._save()
         result = None
         if self.spec.output and self._why is not Why.FENCED:

@@ -153,6 +153,16 @@ class DockerEngine:
         async with self._reply("GET", f"/containers/{container}/logs?{query}", self.patience) as reply:
             await self._stream(reply, sink, None if follow else self.patience)
 
+    async def has_image(self, image: str) -> bool:
+        """Is the image here already?"""
+        try:
+            await self._call("GET", f"/images/{quote(image, safe='/:@')}/json")
+        except EngineRefused as refused:
+            if refused.status != 404:
+                raise
+            return False
+        return True
+
     async def pull(self, image: str, *, deadline: float) -> None:
         """Pull an image within ``deadline`` seconds. EngineRefused: the registry or the engine said no."""
         name, tag = split_image(image)

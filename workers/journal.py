@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
+from jobq.store import artifacts
 from jobq.store.claim import Claimed, mark_executing, save_checkpoints
 from jobq.store.database import Connection, Database
 from jobq.store.logs import append, drop, next_line, size
@@ -27,6 +28,7 @@ class Journal:
         self._lock = threading.Lock()
         self._logs: dict[UUID, JobLog] = {}
         self._unwritten: dict[UUID, Flushed] = {}
+        self._artifacts: dict[UUID, tuple[int, dict[str, bytes]]] = {}
         self._executing: list[tuple[UUID, UUID, int]] = []
         self._checkpoints: dict[UUID, tuple[int, dict[str, Any]]] = {}
 
@@ -56,6 +58,11 @@ class Journal:
             if log is None:
                 log = self._logs[job.id] = self._begin(job)
             log.hidden = tuple(sorted((value for value in values if len(value) >= MIN_HIDDEN), key=len, reverse=True))
+
+    def artifact(self, job: Claimed, name: str, content: bytes) -> None:
+        """Keep a file with the job: written together with the job's outcome."""
+        with self._lock:
+            self._artifacts.setdefault(job.id, (job.attempt, {}))[1][name] = content
 
     def executing(self, worker_id: UUID, job: Claimed) -> None:
         """The job's preparation is over."""
@@ -105,18 +112,22 @@ class Journal:
                     del self._unwritten[job_id]
 
     def write(self, conn: Connection, ids: Sequence[UUID]) -> Callable[[], None]:
-        """Write the rest of these jobs' logs, in the transaction that records their outcomes."""
-        if not self._logs:
+        """Write the rest of these jobs' logs, and their artifacts, in the transaction that records their outcomes."""
+        if not self._logs and not self._artifacts:
             return _nothing
         with self._lock:
             parts = self._gather(ids, final=True)
+            files = {job_id: self._artifacts[job_id] for job_id in ids if job_id in self._artifacts}
         _store(conn, parts)
+        for job_id, (attempt, contents) in files.items():
+            artifacts.put(conn, job_id, attempt, contents)
 
         def forget() -> None:
             self._written(parts)
             with self._lock:
                 for job_id in ids:
                     self._logs.pop(job_id, None)
+                    self._artifacts.pop(job_id, None)
 
         return forget
 

@@ -9,18 +9,17 @@ before; and while the database is away it touches nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-import structlog
-
 from workers.container_config import DEADLINE_LABEL, ENV_LABEL, Claim
 from workers.docker_engine import DockerEngine, EngineError, Listed
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 Owned = Callable[[list[tuple[UUID, int]]], set[tuple[UUID, int]]]
 """Which of these (job, attempt) are RUNNING with that very attempt. Called in a thread: it may block."""
@@ -78,10 +77,10 @@ class OrphanReaper:
                 await call(found.id)
             except EngineError as error:
                 swept.failed.append(found.name)
-                log.warning("orphan left for the next sweep", container=found.name, error=str(error))
+                log.warning("orphan %s is left for the next sweep: %s", found.name, error)
             else:
                 done.append(found.name)
-                log.info("orphan removed or stopped", container=found.name, state=found.state)
+                log.info("orphan %s (%s) is removed or stopped", found.name, found.state)
 
     async def _kill(self, container: str) -> None:
         await self._engine.stop(container, 0)

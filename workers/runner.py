@@ -122,6 +122,7 @@ class Runner:
             on_executing=lambda: journal.executing(owner, job),
             checkpoint=job.checkpoint or {},
             save=lambda document: journal.checkpoint(job, document),
+            save_artifact=lambda name, content: journal.artifact(job, name, content),
         )
         return Running(job, owner, ctx, RetryPolicy.model_validate(job.retry or {}), recovered=recovered)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,9 +30,11 @@ class Session:
     @cached_property
     def settings(self) -> Settings:
         """The effective settings. Raises Misconfigured."""
-        from jobq.settings import read_settings
+        from jobq.settings import Settings
 
-        return read_settings(self.config, **self.flags)
+        if self.config is not None:
+            os.environ["JOBQ_CONFIG"] = self.config
+        return Settings.load(**self.flags)
 
 
 def session(context: typer.Context) -> Session:

@@ -204,14 +204,14 @@ def _ending(worker_id: UUID, report: Report) -> Change:
 def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
     """What becomes of a job whose attempt did not complete: pure decisions of ``jobq.states``, one per case."""
     outcome, desired = report.outcome, Desired(row.desired)
+    why = Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER
     if report.drained:
-        return _change(worker_id, report, give_back(desired=desired), kind="DRAINED")
+        return _change(worker_id, report, give_back(desired=desired, why=why), kind="DRAINED")
     if outcome.status is Status.CANCELED:
-        why = Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER
         return _change(worker_id, report, canceled(why), kind="CANCELED")
     if outcome.reason is Reason.REQUEUED:
         if row.requeues < MAX_REQUEUES:
-            back = give_back(desired=desired, due_in=outcome.delay)
+            back = give_back(desired=desired, due_in=outcome.delay, why=why)
             change = _change(worker_id, report, back, kind="REQUEUED")
             change.requeued = True
             return change
@@ -226,6 +226,7 @@ def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
         max_attempts=row.max_attempts,
         desired=desired,
         backoff=backoff(report.retry, row.failures + 1, report.id.int ^ row.attempt),
+        why=why,
     )
     return _change(worker_id, report, to, kind="LOST" if outcome.error_class == "lost" else "FAILED")
 

@@ -40,6 +40,15 @@ _SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})  # serialization_failure
 _NO_SCHEMA = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
 _STATEMENT_TIMEOUT_MS = 30_000
 _IDLE_IN_TRANSACTION_MS = 15_000
+# Statistics of a queue are stale by nature: a second ago a thousand rows were QUEUED, now none is, and the table has
+# grown by as many finished ones. Whatever the planner believes, a statement here touches a few rows, each found by an
+# index made for it; guesses led to walks over all finished rows (50 ms instead of 1, growing with the table). Plain
+# index scans also mark dead entries, so that the next one skips them; bitmap scans do not. Plans that were cached
+# while the tables were empty cost several times the right ones later. tests/integration/test_plans.py holds this.
+_PLANNER = (
+    "-c plan_cache_mode=force_custom_plan -c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off "
+    "-c enable_mergejoin=off -c jit=off"
+)
 
 
 # --- types -------------------------------------------------------------------------------------------------
@@ -315,8 +324,7 @@ def _engine(url: URL, pool_size: int, application: str) -> Engine:
         options = (
             f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c lock_timeout=10000 "
             f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS} "
-            # Plans cached while the tables were empty cost several times the right ones later.
-            "-c plan_cache_mode=force_custom_plan -c timezone=UTC -c synchronous_commit=on"
+            f"{_PLANNER} -c timezone=UTC -c synchronous_commit=on"
         )
         arguments = {
             "options": options, "application_name": application, "connect_timeout": 5,

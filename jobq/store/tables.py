@@ -134,6 +134,17 @@ job_logs = Table(
     Column("body", Json, nullable=False),  # [[microseconds since 1970, stream, text], …]
 )
 
+artifacts = Table(
+    "jobq_artifacts",
+    metadata,
+    Column("job_id", sa.Uuid, primary_key=True),
+    Column("name", sa.Text, primary_key=True),
+    Column("attempt", sa.Integer, nullable=False),
+    Column("size", sa.Integer, nullable=False),
+    Column("sha256", sa.Text, nullable=False),
+    Column("content", sa.LargeBinary, nullable=False),
+)
+
 events = Table(
     "jobq_events",
     metadata,

@@ -246,6 +246,7 @@ async def test_a_killed_engine_that_comes_back_tells_what_became_of_the_containe
     outcome = await running
     assert (outcome.reason, outcome.error_class) == (Reason.UNRESOLVED, "lost")
     assert "went away" in outcome.message
+    assert "output may be missing" in job.system
     assert containers(docker_engine) == []
 
 

@@ -190,3 +190,30 @@ def test_containers_of_a_killed_worker_are_taken_over_and_none_is_left(
 
 def count_executing(fleet: Fleet) -> int:
     return int(fleet.ask("SELECT count(*) FROM jobq_jobs WHERE reason = 'executing'")[0][0])
+
+
+def test_secrets_reach_the_container_as_files_and_its_output_comes_back_as_artifacts(
+    tmp_path: Path, postgres_url: str, redis_url: str, docker_host: str
+) -> None:
+    key = "a key for tests, long enough"
+    with Fleet(tmp_path, postgres_url, redis_url, docker_host=docker_host, secret_key=key, **QUICK) as fleet:
+        fleet.scheduler()
+        fleet.worker("container:1")
+        fleet.jobq.secrets.set("token", "canary-5f2c")
+        script = "cat /run/secrets/t; echo; wc -c </run/secrets/t >/out/length; env | grep -c canary"
+        spec = Container(
+            image="jobq-test:busybox", command=["sh", "-c", script], secrets={"t": "token"}, output="/out", pull="never"
+        )
+        job = fleet.jobq.wait(fleet.jobq.enqueue(spec).id, timeout=30)
+
+        assert job.message == "exit 1", "no environment variable holds the secret"
+        assert [line.text for line in fleet.jobq.logs(job.id) if line.stream == "stdout"] == ["***", "0"]
+        assert [artifact.name for artifact in fleet.jobq.artifacts(job.id)] == ["length"]
+        assert fleet.jobq.artifact(job.id, "length").strip() == b"11"
+        everything = [fleet.ask(f"SELECT * FROM {table}") for table in ("jobq_jobs", "jobq_job_data", "jobq_secrets")]
+        assert "5f2c" not in repr(everything)
+
+        missing = fleet.jobq.enqueue(spec.model_copy(update={"secrets": {"t": "nothing"}}))
+        ended = fleet.jobq.wait(missing.id, timeout=30)
+        assert ended.reason == "invalid"
+        assert "There is no secret 'nothing'" in (ended.message or "")

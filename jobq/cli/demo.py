@@ -1,0 +1,183 @@
+"""The demo of ``jobq dev --demo``: a small site to probe, workflows that do so, and an application with work of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from typing import ClassVar
+
+from jobq import Container, Every, Heartbeat, JobQ, RetryPolicy
+from jobq.errors import JobQError
+from jobq.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.0/8"
+IMAGES = ("busybox:latest", "alpine:latest")
+"""Any of them will do for an echo; the first is pulled where none is there."""
+_PULL_WITHIN = 60.0
+_ENGINE_WITHIN = 3.0
+
+
+# --- a site to probe -------------------------------------------------------------------------------------------------
+
+
+class Site:
+    """Pages on a free port of this machine: /ok, /slow, /flaky (fails every third time) and /down (503)."""
+
+    def __init__(self) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Pages)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="demo-site", daemon=True)
+
+    def start(self) -> None:
+        """Serve until ``stop``."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Serve no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Pages(BaseHTTPRequestHandler):
+    _asked: ClassVar[count[int]] = count(1)
+
+    def do_GET(self) -> None:
+        status, text = self._answer()
+        body = f"{text}\n".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _answer(self) -> tuple[int, str]:
+        match self.path:
+            case "/ok":
+                return 200, "all is well"
+            case "/slow":
+                time.sleep(0.8)
+                return 200, "all is well, but it took a while"
+            case "/flaky":
+                return (500, "not this time") if next(self._asked) % 3 == 0 else (200, "all is well, for now")
+            case "/down":
+                return 503, "down until further notice"
+            case _:
+                return 404, "pages: /ok /slow /flaky /down"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name that the base class gave it
+        log.debug(format, *args)
+
+
+# --- workflows -------------------------------------------------------------------------------------------------------
+
+
+def create_workflows(jobq: JobQ, site: str) -> None:
+    """Probes of the site every few seconds, and one that runs by hand only."""
+    never_again = RetryPolicy(max_attempts=1)
+    soon_again = RetryPolicy(max_attempts=3, initial=timedelta(seconds=1))
+    jobq.create_workflow(
+        Heartbeat(endpoint=f"{site}/ok", body_contains="well"), name="demo-front-page", schedule=Every(seconds=2)
+    )
+    jobq.create_workflow(Heartbeat(endpoint=f"{site}/slow"), name="demo-slow-page", schedule=Every(seconds=5))
+    jobq.create_workflow(
+        Heartbeat(endpoint=f"{site}/flaky"), name="demo-flaky-page", schedule=Every(seconds=3), retry=soon_again
+    )
+    jobq.create_workflow(
+        Heartbeat(endpoint=f"{site}/down"), name="demo-page-down", schedule=Every(seconds=4), retry=never_again,
+        max_consecutive_job_failures_allowed=4,
+    )  # fmt: skip
+    jobq.create_workflow(Heartbeat(endpoint=f"{site}/ok"), name="demo-by-hand")
+
+
+def create_container_workflow(jobq: JobQ, image: str) -> None:
+    """An echo in a container, every ten seconds."""
+    greeting = Container(image=image, command=["echo", "hello from a container"], memory="32MB", pull="never")  # type: ignore[arg-type]
+    jobq.create_workflow(greeting, name="demo-container", schedule=Every(seconds=10), overlap="skip")
+
+
+# --- an application --------------------------------------------------------------------------------------------------
+
+
+class Application:
+    """Stands for the user's own program: every few seconds it enqueues jobs, some more urgent than others."""
+
+    def __init__(self, jobq: JobQ, site: str) -> None:
+        self._jobq, self._page = jobq, Heartbeat(endpoint=f"{site}/ok")
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="demo-application", daemon=True)
+
+    def start(self) -> None:
+        """Enqueue until ``stop``."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Enqueue no more."""
+        self._stopping.set()
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        in_a_while = datetime.now(UTC) + timedelta(seconds=15)
+        self._try(lambda: self._jobq.enqueue(self._page, name="app-scheduled-job", scheduled_at=in_a_while))
+        while not self._stopping.wait(6.0):
+            for name, priority in (("app-low-priority", 0), ("app-normal", 4), ("app-urgent", 9)):
+                self._try(lambda name=name, priority=priority: self._enqueue(name, priority))  # type: ignore[misc]
+
+    def _enqueue(self, name: str, priority: int) -> None:
+        self._jobq.enqueue(self._page, name=name, priority=priority)
+
+    @staticmethod
+    def _try(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except JobQError as error:
+            log.warning("the demo's application could not enqueue: %s", error)
+
+
+# --- containers, where there is a Docker engine ------------------------------------------------------------------------
+
+
+def find_image(settings: Settings, *, pull: bool) -> str:
+    """An image that the Docker engine has, or (``pull``) gets. Raises NoContainers with a sentence that says why not."""
+    return asyncio.run(_find_image(settings, pull=pull))
+
+
+class NoContainers(Exception):
+    """The demo goes on without containers; the text says why, and what would help."""
+
+
+class ImageMissing(NoContainers):
+    """There is an engine, but it has no image for the demo yet."""
+
+
+async def _find_image(settings: Settings, *, pull: bool) -> str:
+    from workers.docker_engine import DockerEngine, EngineAway, EngineError
+
+    engine = DockerEngine(settings.docker_host, patience=_ENGINE_WITHIN)
+    try:
+        for image in IMAGES:
+            if await engine.has_image(image):
+                return image
+        if pull:
+            await engine.pull(IMAGES[0], deadline=_PULL_WITHIN)
+            return IMAGES[0]
+    except EngineAway as error:
+        raise NoContainers(_absence(settings.docker_host)) from error
+    except EngineError as error:
+        what = f"{IMAGES[0]} cannot be pulled" if pull else f"the Docker engine at {settings.docker_host} is of no use"
+        raise NoContainers(f"{what}: {error} (load it with: docker load, or docker import)") from error
+    finally:
+        await engine.close()
+    raise ImageMissing(f"the Docker engine has none of the images {', '.join(IMAGES)}")
+
+
+def _absence(where: str) -> str:
+    return f"no Docker engine at {where} (install docker.io and start it, or set JOBQ_DOCKER_HOST)"

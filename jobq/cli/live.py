@@ -1,0 +1,205 @@
+"""What ``jobq dev`` shows: the workflows and the newest jobs as tables, or a line for each job that ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from jobq.cli.output import duration, plain, state
+from jobq.models import Job, Workflow, WorkflowStatus
+from jobq.states import Reason, Status
+from jobq.store import jobs, workflows
+from jobq.store.jobs import JobFilter
+from jobq.store.workers import database_now
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.style import Style
+    from rich.table import Table
+    from rich.text import Text
+
+    from jobq.store.database import Connection, Database
+
+_NEWEST = 200
+_WORKFLOWS = 40
+_LINES = 40
+"""Jobs looked at, workflows shown, and lines written at most, per second."""
+_NO_FILTER = JobFilter()
+
+
+@dataclass(slots=True)
+class Seen:
+    """The database at one moment, and what changed since the moment before."""
+
+    at: datetime
+    workflows: list[Workflow]
+    newest: list[Job]
+    ended: list[Job]
+    """Since the last look, in the order in which they ended."""
+    terminated: list[Workflow]
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks once a second; a look costs the newest jobs and the workflows, however many others there are."""
+
+    database: Database
+    succeeded: Counter[UUID] = field(default_factory=Counter)
+    failed: Counter[UUID] = field(default_factory=Counter)
+    last: dict[UUID, Job] = field(default_factory=dict)
+    """Per workflow, since the start: jobs that completed, that failed, and the one that ended last."""
+    _live: dict[UUID, Job] = field(default_factory=dict)
+    _newest: UUID | None = None
+    _terminated: set[UUID] = field(default_factory=set)
+
+    def look(self) -> Seen:
+        """What is there now. The first look reports nothing as ended: that was before."""
+        with self.database.read() as conn:
+            at = database_now(conn)
+            flows = workflows.list_page(conn, None, after=None, limit=_WORKFLOWS)
+            newest = jobs.list_page(conn, None, _NO_FILTER, before=None, limit=_NEWEST)
+            ended = self._ended(conn, newest)
+        terminated = {flow.id for flow in flows if flow.status is WorkflowStatus.TERMINATED}
+        new = [] if self._newest is None else [flow for flow in flows if flow.id in terminated - self._terminated]
+        self._terminated = terminated
+        self._newest = max([job.id for job in newest], default=UUID(int=0))
+        for job in ended:
+            self._count(job)
+        return Seen(at, flows, newest, ended, new)
+
+    def _ended(self, conn: Connection, newest: list[Job]) -> list[Job]:
+        known = {job.id: job for job in newest}
+        unseen = [job for job in newest if self._newest is not None and job.id > self._newest]
+        for job_id in [job_id for job_id in self._live if job_id not in known][:_NEWEST]:
+            known[job_id] = jobs.get(conn, None, job_id)
+        ended = [job for job in unseen if job.finished]
+        ended += [known[job_id] for job_id in self._live if job_id in known and known[job_id].finished]
+        self._live = {**self._live, **{job.id: job for job in newest if not job.finished}}
+        for job in ended:
+            self._live.pop(job.id, None)
+        return sorted(ended, key=lambda job: (job.finished_at or job.created_at, job.id))
+
+    def _count(self, job: Job) -> None:
+        if job.workflow_id is not None:
+            self.last[job.workflow_id] = job
+            self.succeeded[job.workflow_id] += job.status is Status.COMPLETED
+            self.failed[job.workflow_id] += job.status is Status.FAILED
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+def lines(seen: Seen) -> list[str]:
+    """A line for each job that ended, and for each workflow that its failures ended."""
+    shown = [_line(_ending(job), job.name, _took(job), _message(job)) for job in seen.ended[:_LINES]]
+    if len(seen.ended) > _LINES:
+        counts = Counter(_ending(job) for job in seen.ended[_LINES:])
+        shown.append(f"…          {', '.join(f'{number} more {word}' for word, number in sorted(counts.items()))}")
+    return shown + [_line("terminated", flow.name, "", f"workflow: {flow.message or ''}") for flow in seen.terminated]
+
+
+def _line(what: str, name: str, took: str, message: str) -> str:
+    return f"{what:<10} {plain(name):<20} {took:>8}  {message}".rstrip()
+
+
+def _ending(job: Job) -> str:
+    return "skipped" if job.reason is Reason.SKIPPED else job.status.lower()
+
+
+def _message(job: Job) -> str:
+    message = plain(job.message or "")
+    if job.attempt > 1:
+        message += f" (attempt {job.attempt})"
+    return message
+
+
+def _took(job: Job) -> str:
+    """From the claim to the record; empty for a job that never ran."""
+    if job.started_at is None or job.finished_at is None:
+        return ""
+    return duration((job.finished_at - job.started_at).total_seconds())
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def tables(seen: Seen, watch: Watch, *, height: int) -> RenderableType:
+    """The workflows, and below them as many of the newest jobs as there is room for."""
+    from rich.console import Group
+
+    rows = max(height - len(seen.workflows) - 8, 3)
+    return Group(_workflows(seen, watch), _jobs(seen.newest[:rows]))
+
+
+def _workflows(seen: Seen, watch: Watch) -> Table:
+    table = _table("workflow", "schedule", "status", ">next in", "last job", ">ok", ">failed")
+    for flow in seen.workflows:
+        last = watch.last.get(flow.id)
+        table.add_row(
+            _text(flow.name), _text(_schedule(flow)), _in_color(flow.status, flow.status.lower()), _text(_next_in(flow, seen.at)),
+            _text("") if last is None else _in_color(last.status, f"{_ending(last)} {_took(last)}"),
+            _text(str(watch.succeeded[flow.id])), _text(str(watch.failed[flow.id])),
+        )  # fmt: skip
+    return table
+
+
+def _jobs(newest: Iterable[Job]) -> Table:
+    table = _table("state", "kind", "job", ">took", "message")
+    table.columns[-1].ratio = 1
+    for job in newest:
+        table.add_row(
+            _in_color(job.status, _standing(job)), _text(job.kind), _text(job.name), _text(_took(job)),
+            _text(_message(job)),
+        )  # fmt: skip
+    return table
+
+
+def _table(*headings: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    for heading in headings:
+        table.add_column(
+            heading.removeprefix(">"),
+            justify="right" if heading.startswith(">") else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    return table
+
+
+def _text(text: str, style: str | Style = "") -> Text:
+    from rich.text import Text
+
+    return Text(plain(text), style=style)
+
+
+def _in_color(status: Status | WorkflowStatus, text: str) -> Text:
+    return _text(text, state(status).style)
+
+
+def _standing(job: Job) -> str:
+    """The status; for a job that waits, what for."""
+    return job.reason.lower() if job.status is Status.PENDING else _ending(job)
+
+
+def _schedule(flow: Workflow) -> str:
+    if flow.interval is not None:
+        return f"every {_lasting(flow.interval)}"
+    return "by hand" if flow.cron is None else f"{flow.cron} {flow.timezone}"
+
+
+def _next_in(flow: Workflow, at: datetime) -> str:
+    if flow.next_fire_at is None:
+        return ""
+    return _lasting(timedelta(seconds=max(round((flow.next_fire_at - at).total_seconds()), 0)))
+
+
+def _lasting(time: timedelta) -> str:
+    """A round number of seconds or more."""
+    return duration(time.total_seconds()) if time >= timedelta(seconds=1) else f"{time.total_seconds():g} s"
