@@ -55,10 +55,11 @@ class Fleet:
             process.wait()
         self.jobq.close()
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        log = (self.folder / f"{len(self.processes)}-{arguments[0]}.log").open("wb")
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """A process of the fleet; what it prints goes to a file."""
+        log = (self.folder / f"{len(self.processes)}.log").open("wb")
         process = subprocess.Popen(
-            [str(JOBQ), *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
         log.close()
@@ -67,12 +68,12 @@ class Fleet:
 
     def scheduler(self) -> subprocess.Popen[bytes]:
         """Another scheduler."""
-        return self._start("scheduler")
+        return self.start(str(JOBQ), "scheduler")
 
     def worker(self, queues: str = "nap:50") -> subprocess.Popen[bytes]:
         """Another worker, once it is registered."""
         before = {worker.id for worker in self.jobq.workers.list()}
-        process = self._start("worker", "-Q", queues)
+        process = self.start(str(JOBQ), "worker", "-Q", queues)
         wait_until(
             lambda: {worker.id for worker in self.jobq.workers.list()} - before or process.poll() is not None,
             timeout=30,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from celery import Celery
@@ -41,6 +43,7 @@ class App:
         self.queues = dict(queues)
         self.worker: Worker | None = None
         self.dropped = 0
+        self.on_drain: Callable[[], None] = self.drain
         self.celery = make_celery(settings)
         self.celery.conf.update(
             task_queues=[message_queue(settings, queue) for queue in queues],
@@ -64,6 +67,7 @@ class App:
     def begin(self) -> None:
         """Start to work; Celery's consumer follows."""
         self.worker = Worker(self.settings, self.queues)
+        self.worker.lease.on_drain = self.on_drain
         self.worker.start()
 
     def drain(self) -> None:
@@ -78,7 +82,11 @@ class App:
             self.worker = None
 
     def bind_signals(self) -> None:
-        """Follow the life of a Celery worker that runs this app in this process."""
+        """Follow the life of a Celery worker that runs this app in this process.
+
+        An operator's ``jobq worker drain`` ends the process as SIGTERM does.
+        """
+        self.on_drain = _end_this_process
         worker_init.connect(lambda **_: self.begin(), weak=False)
         worker_shutting_down.connect(lambda **_: threading.Thread(target=self.drain, daemon=True).start(), weak=False)
         worker_shutdown.connect(lambda **_: self.end(), weak=False)
@@ -136,6 +144,11 @@ def run_worker(settings: Settings, queues: Mapping[str, int]) -> int:
     return int(worker.exitcode or 0)
 
 
+def _end_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@cache
 def _from_environment() -> Celery:
     """The app of ``celery -A workers.app worker``."""
     settings = Settings.load()

@@ -97,7 +97,7 @@ class ContainerExecutor:
         try:
             return await (run.recover() if recover else run.execute())
         finally:
-            if run.hold.engine_lost:
+            if run.hold.engine_was_away:
                 self.host = run.place.host = None  # who comes back may be another engine
 
     def _opened(self) -> Place:

@@ -42,8 +42,10 @@ class Hold:
         """True while there may be a container under our name, which we must remove."""
         self.ran_before = False
         """It had run before we could start it: an earlier call of ours did, although its answer was lost."""
+        self.engine_was_away = False
+        """The engine was away at least once, whatever was going on."""
         self.engine_lost = False
-        """The engine was away at least once meanwhile."""
+        """The engine was away while the container may have been running: it may have ended with the engine."""
 
     async def remove_older(self) -> None:
         """Never two containers of one job on one engine: those of earlier attempts go first."""
@@ -91,6 +93,7 @@ class Hold:
     async def start(self) -> None:
         """Start it, unless it ran already: an attempt runs its command once, even if an answer got lost."""
         await self.patiently(self._start_once)
+        self.engine_lost = self.engine_lost and self.ran_before
 
     async def _start_once(self) -> None:
         if self.engine_lost and not self.ran_before:
@@ -131,7 +134,7 @@ class Hold:
             try:
                 return await call()
             except EngineAway:
-                self.engine_lost = True
+                self.engine_was_away = self.engine_lost = True
                 now = time.monotonic()
                 # A call that had been under way for long was answered for long: this is a new absence.
                 away_since = now if now - asked_at > RECONNECT else min(away_since, now)

@@ -184,7 +184,7 @@ def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
 def _keep_attempts(conn: Connection, changes: Sequence[Change], written: set[UUID]) -> None:
     rows = [
         {"job_id": change.id, "attempt": change.attempt}
-        | {name: value for name, value in _fields(change.ended) if value not in (None, [], {})}
+        | {name: value for name, value in _fields(change.ended) if value is not None}
         for change in changes
         if change.ended is not None and change.id in written
     ]

@@ -186,7 +186,7 @@ def release_lost(conn: Connection, *, reattach_grace: float, limit: int = 500) -
     rows = conn.execute(
         sa.select(
             jobs.c.id, jobs.c.attempt, jobs.c.kind, jobs.c.failures, jobs.c.max_attempts, jobs.c.desired,
-            jobs.c.started_at, jobs.c.worker_id, job_data.c.retry,
+            jobs.c.cancel_reason, jobs.c.started_at, jobs.c.worker_id, job_data.c.retry,
         )
         .join(workers, workers.c.id == jobs.c.worker_id)
         .join(job_data, job_data.c.job_id == jobs.c.id)
@@ -211,7 +211,7 @@ def release_unheld(conn: Connection, worker_id: UUID, held: Mapping[UUID, int], 
     rows = conn.execute(
         sa.select(
             jobs.c.id, jobs.c.attempt, jobs.c.kind, jobs.c.failures, jobs.c.max_attempts, jobs.c.desired,
-            jobs.c.started_at, jobs.c.worker_id, job_data.c.retry,
+            jobs.c.cancel_reason, jobs.c.started_at, jobs.c.worker_id, job_data.c.retry,
         )
         .join(job_data, job_data.c.job_id == jobs.c.id)
         .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.worker_id == worker_id)
@@ -233,7 +233,7 @@ def _lost(row: Any, message: str) -> Change:
     outcome = Outcome.lost(message)
     policy = RetryPolicy.model_validate(row.retry or {})
     if Desired(row.desired) is Desired.CANCEL:
-        to = canceled()
+        to = canceled(Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER)
     else:
         to = retry_or_fail(
             failure=Reason.UNRESOLVED,

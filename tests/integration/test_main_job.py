@@ -1,6 +1,7 @@
 """The main job, end to end, with real processes on PostgreSQL and Redis: scheduled, queued, executed, recorded."""
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -217,3 +218,29 @@ def test_secrets_reach_the_container_as_files_and_its_output_comes_back_as_artif
         ended = fleet.jobq.wait(missing.id, timeout=30)
         assert ended.reason == "invalid"
         assert "There is no secret 'nothing'" in (ended.message or "")
+
+
+def test_an_operator_drains_a_worker_and_it_exits_when_its_jobs_have_ended(fleet: Fleet) -> None:
+    fleet.scheduler()
+    leaving = fleet.worker("nap:5")
+    job = fleet.jobq.enqueue({"seconds": 3}, kind="NAP")
+    wait_until(lambda: fleet.jobq.get(job.id).status is Status.RUNNING, timeout=20, what="the job to run")
+    (worker,) = fleet.jobq.workers.list()
+    fleet.jobq.workers.drain(worker.id)
+    waiting = fleet.jobq.enqueue({}, kind="NAP")
+    assert leaving.wait(timeout=20) == 0
+    assert fleet.jobq.get(job.id).status is Status.COMPLETED
+    assert fleet.jobq.get(waiting.id).status is Status.PENDING
+    assert "no live worker for queue nap" in fleet.jobq.why(waiting.id)
+
+
+def test_the_celery_command_starts_the_same_worker(fleet: Fleet) -> None:
+    fleet.scheduler()
+    fleet.environment["JOBQ_QUEUES"] = "nap:7"
+    worker = fleet.start(sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--loglevel", "WARNING")
+    job = fleet.jobq.enqueue({}, kind="NAP")
+    assert fleet.jobq.wait(job.id, timeout=30).status is Status.COMPLETED, fleet.logs()
+    assert [found.queues for found in fleet.jobq.workers.list()] == [{"nap": 7}]
+    worker.terminate()
+    assert worker.wait(timeout=20) == 0
+    assert not fleet.jobq.workers.list()
