@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from jobq.errors import Forbidden, InvalidInput
-from jobq.http1 import RESERVED_HEADERS
 from jobq.net import check_url
+from jobq.outbound.http1 import RESERVED_HEADERS
 
 if TYPE_CHECKING:
     from jobq.settings import Policy

@@ -1,6 +1,6 @@
 """HEARTBEAT: probe an HTTP endpoint once. Thousands run at once in one worker, on one core.
 
-The class of a failure: those of ``jobq.causes`` (dns, refused, tls, timed_out, blocked, unreachable,
+The class of a failure: those of ``jobq.outbound.causes`` (dns, refused, tls, timed_out, blocked, unreachable,
 connection_lost, invalid_response, no_resources), unexpected_status, and for ``body_contains`` body_mismatch and
 too_large.
 
@@ -17,15 +17,15 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from jobq.causes import RequestFailed
-from jobq.connection import Phases
 from jobq.errors import InvalidInput
-from jobq.http1 import MAX_BODY, Answer, Request
 from jobq.models import Outcome
 from jobq.net import Target, check_url, parse_url
-from jobq.outbound import Outbound
+from jobq.outbound.causes import RequestFailed
+from jobq.outbound.client import Outbound
+from jobq.outbound.connection import Phases
+from jobq.outbound.http1 import MAX_BODY, Answer, Request
+from jobq.outbound.resolver import Resolves
 from jobq.plugins import BUILT_IN, Context
-from jobq.resolver import Resolves
 from jobq.specs import Heartbeat
 from jobq.states import Reason
 

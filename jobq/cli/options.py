@@ -15,7 +15,6 @@ from typer import Option
 from jobq.errors import InvalidInput
 
 AsJson = Annotated[bool, Option("--json", help="Print a JSON document.")]
-JobId = Annotated[str, Option()]
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -47,7 +47,7 @@ _IDLE_IN_TRANSACTION_MS = 15_000
 # while the tables were empty cost several times the right ones later. tests/integration/test_plans.py holds this.
 _PLANNER = (
     "-c plan_cache_mode=force_custom_plan -c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off "
-    "-c enable_mergejoin=off -c jit=off"
+    "-c enable_mergejoin=off -c max_parallel_workers_per_gather=0 -c jit=off"
 )
 
 

@@ -184,7 +184,7 @@ def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
 def _keep_attempts(conn: Connection, changes: Sequence[Change], written: set[UUID]) -> None:
     rows = [
         {"job_id": change.id, "attempt": change.attempt}
-        | {name: value for name, value in _fields(change.ended) if value is not None}
+        | dict(_fields(change.ended))
         for change in changes
         if change.ended is not None and change.id in written
     ]
@@ -193,8 +193,11 @@ def _keep_attempts(conn: Connection, changes: Sequence[Change], written: set[UUI
 
 
 def _fields(ended: EndedAttempt) -> Iterable[tuple[str, Any]]:
-    """The fields of an attempt; ``dataclasses.asdict`` would copy results of any size."""
-    return ((name, getattr(ended, name)) for name in EndedAttempt.__dataclass_fields__)
+    """The fields of an attempt that say something; ``dataclasses.asdict`` would copy results of any size."""
+    for name in EndedAttempt.__dataclass_fields__:
+        value = getattr(ended, name)
+        if value is not None and (value or name not in {"steps", "usage"}):  # an empty result is a result
+            yield name, value
 
 
 # --- the failure counter of workflows -------------------------------------------------------------------------

@@ -8,7 +8,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobq.store.database import id_list, is_one_of, later
-from jobq.store.tables import artifacts, attempts, events, job_data, job_logs, jobs, requests, schedulers, workers, workflows
+from jobq.store.tables import (
+    artifacts,
+    attempts,
+    events,
+    job_data,
+    job_logs,
+    jobs,
+    requests,
+    schedulers,
+    workers,
+    workflows,
+)
 
 _OF_JOBS = (attempts, job_data, job_logs, artifacts)
 REQUESTS_KEPT = 24 * 3600.0

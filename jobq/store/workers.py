@@ -195,7 +195,7 @@ def release_lost(conn: Connection, *, reattach_grace: float, limit: int = 500) -
             workers.c.dead_at.is_not(None),
             sa.or_(jobs.c.host.is_(None), workers.c.dead_at < later(-reattach_grace)),
         )
-        .order_by(jobs.c.id)
+        .order_by(jobs.c.worker_id)  # of the index: in the order of ids all finished jobs would be walked past
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)
     ).all()  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from jobq.outbound import Outbound
+from jobq.outbound.client import Outbound
 from jobq.plugins import BUILT_IN
 from jobq.specs import Heartbeat
 from jobq.states import Reason, Status

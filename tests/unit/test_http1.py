@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobq.http1 import MAX_BODY, MAX_CHUNKS, MAX_HEAD, Answer, IncompleteAnswer, InvalidAnswer, Request
 from jobq.net import parse_url
+from jobq.outbound.http1 import MAX_BODY, MAX_CHUNKS, MAX_HEAD, Answer, IncompleteAnswer, InvalidAnswer, Request
 
 TARGET = parse_url("http://example.com:8080/health?deep=1")
 

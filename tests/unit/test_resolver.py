@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 
 from jobq.net import Address
-from jobq.resolver import Resolver, system_lookup
+from jobq.outbound.resolver import Resolver, system_lookup
 
 ONE = (ip_address("192.0.2.1"),)
 
@@ -108,7 +108,7 @@ async def test_closing_tells_those_who_wait_and_ends_the_threads() -> None:
 
 
 async def test_kept_answers_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobq.resolver.MAX_KEPT", 10)
+    monkeypatch.setattr("jobq.outbound.resolver.MAX_KEPT", 10)
     resolver = Resolver(Names())
     for number in range(50):
         await resolver.resolve(f"name{number}")

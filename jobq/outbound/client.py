@@ -13,11 +13,11 @@ import asyncio
 import ssl
 from collections.abc import Iterable, Iterator
 
-from jobq.causes import RequestFailed, connect_failed, dns_failed
-from jobq.connection import Connection, Phases
-from jobq.http1 import Answer, Request
 from jobq.net import Address, Network, Target, is_blocked
-from jobq.resolver import Resolver, Resolves
+from jobq.outbound.causes import RequestFailed, connect_failed, dns_failed
+from jobq.outbound.connection import Connection, Phases
+from jobq.outbound.http1 import Answer, Request
+from jobq.outbound.resolver import Resolver, Resolves
 
 MAX_ADDRESSES = 4  # that are tried; all are checked
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 
-from jobq.causes import RequestFailed, answer_invalid, tls_failed, words
-from jobq.http1 import Answer, IncompleteAnswer, InvalidAnswer, Request
 from jobq.net import Address
+from jobq.outbound.causes import RequestFailed, answer_invalid, tls_failed, words
+from jobq.outbound.http1 import Answer, IncompleteAnswer, InvalidAnswer, Request
 
 _PIECE = 64 * 1024
 _TLS_RECORD = 16 * 1024

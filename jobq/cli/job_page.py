@@ -1,0 +1,110 @@
+"""``jobq job show``: one job on a page, its attempts as a small waterfall."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from jobq.cli.output import cell, duration, plain, say, state, took, write_fields
+from jobq.states import Status
+
+if TYPE_CHECKING:
+    from jobq.models import Attempt, Job, Step
+
+_BAR = 40
+
+
+def write_page(job: Job, spec: dict[str, Any], attempts: Sequence[Attempt], why: str) -> None:
+    """Everything there is, what matters first."""
+    say(Text.assemble((plain(job.name), "bold"), "  ", state(job.status, job.reason)))
+    if not job.finished or job.status is not Status.COMPLETED:
+        say(Text(plain(why), "italic"))
+    say()
+    write_fields(_facts(job))
+    say()
+    write_fields(_times(job))
+    say()
+    write_fields([("spec", spec)])
+    for attempt in attempts:
+        say()
+        _write_attempt(attempt)
+
+
+def _facts(job: Job) -> Iterator[tuple[str, object]]:
+    yield "id", job.id
+    yield "kind", job.kind
+    yield "queue", f"{job.queue}, priority {job.priority}"
+    yield "tenant", job.tenant
+    yield "trigger", job.trigger
+    yield "workflow", None if job.workflow_id is None else f"{job.workflow_id}, generation {job.generation}"
+    yield "parent", job.parent_id
+    yield "retry of", job.retry_of
+    yield "duplicate of", job.duplicate_of
+    yield "dedupe key", job.dedupe_key
+    yield "timeout", None if job.timeout is None else duration(job.timeout)
+    yield "attempts", f"{job.attempt}; {job.failures} of at most {job.max_attempts} failed"
+    yield "requeued", f"{job.requeues} times" if job.requeues else None
+    yield "wanted", job.desired if job.desired != "RUN" else None
+    yield "cause", job.message
+    yield "error class", job.error_class
+
+
+def _times(job: Job) -> Iterator[tuple[str, object]]:
+    yield "created", job.created_at
+    yield "slot", job.slot_at
+    yield "asked for", job.scheduled_at
+    yield "due", job.due_at
+    yield "ready", job.ready_at
+    yield "queued", job.queued_at
+    yield "started", job.started_at
+    ended = None if job.finished_at is None else cell(job.finished_at)
+    if ended is not None and (lasted := took(job.started_at, job.finished_at)):
+        ended.append(f" ({lasted} after the start)")
+    yield "finished", ended
+
+
+def _write_attempt(attempt: Attempt) -> None:
+    lasted = took(attempt.started_at, attempt.finished_at)
+    where = f" on {plain(attempt.worker)}" if attempt.worker else ""
+    free = "" if attempt.charged or attempt.outcome in {"COMPLETED", "CANCELED"} else ", not charged"
+    say(
+        Text.assemble(
+            (f"attempt {attempt.attempt}", "bold"), "  ", state(attempt.outcome, attempt.reason),
+            f" after {lasted}{where}{free}",
+        )
+    )  # fmt: skip
+    write_fields(_details(attempt))
+    _write_steps(attempt.steps)
+
+
+def _details(attempt: Attempt) -> Iterator[tuple[str, object]]:
+    yield "  cause", attempt.message
+    yield "  error class", attempt.error_class
+    yield "  exit code", None if attempt.exit_code is None else str(attempt.exit_code)
+    yield "  result", attempt.result
+    yield "  usage", ", ".join(f"{name} {_amount(name, value)}" for name, value in attempt.usage.items())
+
+
+def _amount(name: str, value: Any) -> str:
+    """``memory_bytes`` in units that people read; the rest as it is."""
+    if name.endswith("_bytes") and isinstance(value, int | float):
+        return f"{value / 1024 / 1024:.1f} MiB"
+    return plain(f"{value:g}" if isinstance(value, float) else value)
+
+
+def _write_steps(steps: Sequence[Step]) -> None:
+    """A bar for each step, from when it began to when it ended, on one scale."""
+    whole = max((step.at + step.seconds for step in steps), default=0.0)
+    if whole <= 0:
+        return
+    mark = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
+    names = [plain(step.name) for step in steps]
+    width = max(map(len, names))
+    for name, step in zip(names, steps, strict=True):
+        begin = min(round(step.at / whole * _BAR), _BAR - 1)
+        length = max(min(round(step.seconds / whole * _BAR), _BAR - begin), 1)
+        bar = (" " * begin + mark * length).ljust(_BAR)
+        say(Text.assemble(f"  {name:<{width}}  ", (bar, "cyan"), f"  {duration(step.seconds)}"))

@@ -1,0 +1,147 @@
+"""``jobq scheduler`` and ``jobq worker -Q``: processes that run until they are told to end.
+
+They refuse what cannot work before they start: a broker that lives in one process, a foreign package in the place
+of jobq's own, a schema of another version. A database that is away is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Option
+
+from jobq.cli.problems import load
+from jobq.cli.session import session
+from jobq.errors import Misconfigured, Unavailable
+
+if TYPE_CHECKING:
+    from jobq.settings import Settings
+
+log = logging.getLogger("jobq.cli")
+
+LogFormat = Annotated[
+    str, Option(metavar="auto|text|json", help="Of the log on stderr; auto: text on a terminal, else JSON lines.")
+]
+_RETRY_EVERY = 2.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands that stand alone."""
+    app.command()(scheduler)
+    app.command()(dev)
+
+
+def scheduler(context: typer.Context, log_format: LogFormat = "auto") -> None:
+    """Run a scheduler until SIGTERM or Ctrl-C. Several may run: they share the work."""
+    ending = _Ending()
+    settings = _prepare(context, "scheduler", log_format, ending)
+    if ending.came():
+        return
+    running = load("scheduler.service").Scheduler(settings)
+    running.start()
+    ending.wait()
+    running.stop()
+
+
+def run_worker(context: typer.Context, queues: str, log_format: str) -> int:
+    """Run a worker until SIGTERM or Ctrl-C; returns the exit code."""
+    ending = _Ending()
+    wanted = load("workers.slots").parse_queues(queues)
+    settings = _prepare(context, "worker", log_format, ending)
+    if ending.came():
+        return 0
+    ending.let_go()
+    code: int = load("workers.app").run_worker(settings, wanted)
+    return code
+
+
+def dev(
+    context: typer.Context,
+    demo: Annotated[bool, Option("--demo", help="With workflows that show what jobq does.")] = False,
+    plain: Annotated[bool, Option("--plain", help="One line an event, for logs and scripts.")] = False,
+) -> None:
+    """Scheduler and workers in one process, on embedded parts: nothing else is needed."""
+    run = load("jobq.cli.dev").dev
+    raise typer.Exit(run(session(context).settings, demo=demo, plain=plain))
+
+
+def _prepare(context: typer.Context, what: str, log_format: str, ending: _Ending) -> Settings:
+    from jobq.cli.service_log import configure
+
+    settings = session(context).settings
+    load("jobq.broker").require_shared(settings, what)
+    for package in ("workers", "scheduler"):
+        require_own(package)
+    configure(settings.log_level, log_format)
+    _wait_for_schema(settings, ending)
+    return settings
+
+
+def require_own(package: str) -> None:
+    """Raise Misconfigured if Python would import another package of this name than the one beside ``jobq``."""
+    import jobq
+
+    own = Path(jobq.__file__).resolve().parent.parent / package
+    found = find_spec(package)
+    places = list(found.submodule_search_locations or ()) if found is not None else []
+    if not places or Path(places[0]).resolve() != own:
+        where = f"is {places[0]}" if places else "is missing"
+        raise Misconfigured(
+            f"The package {package!r} that Python imports {where}; jobq's own is {own}.", code="package_shadowed",
+            hint="Look for a folder of that name in PYTHONPATH or in the current folder.",
+        )  # fmt: skip
+
+
+def _wait_for_schema(settings: Settings, ending: _Ending) -> None:
+    """Return once the database has the right schema (or the end was asked for). Raises Misconfigured for another."""
+    from jobq.store import migrations
+    from jobq.store.database import Database
+
+    database = Database(settings.database_url, application="jobq-start")
+    told = False
+    try:
+        while not ending.came():
+            try:
+                migrations.check(database)
+                return
+            except Unavailable as error:
+                if not told:
+                    log.warning("waiting for the database: %s", error.message)
+                told = True
+                ending.wait(_RETRY_EVERY)
+    finally:
+        database.close()
+
+
+class _Ending:
+    """SIGTERM and SIGINT, from the first moment on; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._before = {number: signal.signal(number, self._on) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _on(self, number: int, _frame: Any) -> None:
+        if self._event.is_set():
+            sys.exit(128 + number)
+        self._event.set()
+
+    def came(self) -> bool:
+        """Was the end asked for?"""
+        return self._event.is_set()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for it."""
+        self._event.wait(timeout)
+
+    def let_go(self) -> None:
+        """Leave the signals to who comes next."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
