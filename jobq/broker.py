@@ -144,6 +144,17 @@ class CeleryBroker:
         except _CONNECTION_ERRORS as error:
             raise self._away(error) from error
 
+    def eviction(self) -> str | None:
+        """The policy by which a Redis that is full evicts keys; None for other brokers, or where it is not told."""
+        from redis.exceptions import RedisError
+
+        try:
+            with self._app.connection_for_read() as connection:
+                redis = getattr(connection.default_channel, "client", None)
+                return None if redis is None else str(redis.config_get("maxmemory-policy")["maxmemory-policy"])
+        except (*_CONNECTION_ERRORS, RedisError, KeyError):
+            return None
+
     def close(self) -> None:
         """See ``Broker``."""
         self._app.close()

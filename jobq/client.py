@@ -11,13 +11,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import JobRequest, checked_all
+from jobq.duration import HINT, parse_duration
 from jobq.errors import Conflict, InvalidInput, Unavailable
 from jobq.models import Artifact, Attempt, Job, LogLine, Page
 from jobq.operations import Queues, Secrets, Tenants, Workers
@@ -28,6 +29,7 @@ from jobq.store import jobs as store
 from jobq.store import why as reasons
 from jobq.store.database import Database
 from jobq.store.jobs import JobFilter, NewJob, new_id
+from jobq.store.prune import prune
 from jobq.store.wakeup import announce, ring
 from jobq.store.workers import database_now
 from jobq.validation import parse
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 _INSERTED_AT_ONCE = 5000
+_DELETED_AT_ONCE = 1000
 _LOG_PAGE = 1000
 
 
@@ -296,6 +299,22 @@ class JobQ(Workflows):
         control.add_event(conn, before.tenant, f"job:{job_id}", "retry", self.actor, detail={"new": str(new.id)})
         self._insert(conn, [new], None)
         return store.get(conn, self.tenant, new.id)
+
+    def prune(self, older_than: timedelta | float | str | None = None) -> int:
+        """Delete the jobs of all tenants that ended longer ago than this; returns how many.
+
+        None: longer than ``JOBQ_RETENTION``. Jobs of a workflow that has its own retention follow that. In
+        transactions of 1,000, so that nobody waits for it.
+        """
+        try:
+            kept = self.settings.retention if older_than is None else parse_duration(older_than)
+        except ValueError as error:
+            raise InvalidInput(f"older_than is wrong: {error}.", hint=HINT, pointer="/older_than") from None
+        total, deleted = 0, _DELETED_AT_ONCE
+        while deleted == _DELETED_AT_ONCE:
+            deleted = self.database.run(lambda conn: prune(conn, kept.total_seconds(), _DELETED_AT_ONCE))
+            total += deleted
+        return total
 
     def _act(self, job_id: UUID, work: Callable[[Connection], None]) -> Job:
         def both(conn: Connection) -> Job:

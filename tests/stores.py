@@ -201,6 +201,10 @@ class Store:
         self._pretend(workflow_table, workflow.id, {"next_fire_at": slot, "anchor_at": before})
         return slot
 
+    def fire_at(self, workflow: Workflow, slot: datetime) -> None:
+        """Set the next slot."""
+        self._pretend(workflow_table, workflow.id, {"next_fire_at": slot})
+
     def materialize(self) -> materialize.Materialized:
         return self.do(materialize.materialize)
 

@@ -51,7 +51,7 @@ class App:
             worker_concurrency=2 * len(queues),
             worker_pool="workers.pool:HintPool",
         )
-        self.celery.task(name=TASK, ignore_result=True)(self._run)
+        self.celery.task(name=TASK, ignore_result=True, shared=False)(self._run)
 
     def _run(self, *args: Any, **_: Any) -> None:
         """The one task: "look at these job ids". What is no such hint is dropped and counted, never executed."""

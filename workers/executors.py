@@ -32,8 +32,9 @@ class Executors:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
-    def start(self) -> None:
-        """Start the loop, then open the executors."""
+    def start(self, env_id: str) -> None:
+        """Start the loop, then open the executors. ``env_id`` marks what they leave on their hosts."""
+        self._settings = self._settings.model_copy(update={"env_id": env_id})
         self._thread.start()
         self.call(self._open_all())
 

@@ -74,12 +74,20 @@ class Journal:
         with self._lock:
             self._checkpoints[job.id] = (job.attempt, document)
 
+    def discard(self, job_id: UUID) -> None:
+        """The job is somebody else's: what was not written is his to tell, from the last checkpoint on."""
+        with self._lock:
+            for notes in (self._logs, self._unwritten, self._checkpoints, self._artifacts):
+                notes.pop(job_id, None)
+
     def tick(self) -> float:
         """Write what has come; returns the seconds until the next time."""
         with self._lock:
+            held_back = set(self._unwritten)  # a position must not be stored before the lines that it stands behind
             parts = self._gather(list(self._logs), final=False)
             executing, self._executing = self._executing, []
-            checkpoints, self._checkpoints = self._checkpoints, {}
+            checkpoints = {job: note for job, note in self._checkpoints.items() if job not in held_back}
+            self._checkpoints = {job: note for job, note in self._checkpoints.items() if job in held_back}
         if not (parts or executing or checkpoints):
             return _EVERY
         try:

@@ -60,6 +60,7 @@ class Lease:
     def __init__(self, settings: Settings, database: Database, slots: Slots, executors: Executors) -> None:
         self._seconds = settings.lease.total_seconds()
         self._every = settings.renew_every.total_seconds()
+        self._grace = settings.reattach_grace.total_seconds()
         self._database, self._slots, self._executors = database, slots, executors
         self._identity: Identity | None = None
         self._renewed = time.monotonic()
@@ -100,11 +101,7 @@ class Lease:
         before = self._snapshot()
         began = time.monotonic()
         identity, host = self._identity, self._executors.hosted()[1]
-        try:
-            renewal = self._database.run(lambda conn: renew(conn, identity.id, self._seconds, host))
-        except Unavailable:
-            self._fence_before_the_end()
-            raise
+        renewal = self._database.run(lambda conn: renew(conn, identity.id, self._seconds, host))
         if not renewal.alive:
             self._fence_all()
             return 0.0
@@ -126,7 +123,7 @@ class Lease:
             listed = renewal.running.get(job_id)
             if job_id in self.runner.running and (listed is None or listed[0] != running.job.attempt):
                 if running.owner == identity.id:
-                    self.runner.stop(running, Stop.FENCED)
+                    self._let_go(running)
             elif listed is not None and listed[1] is Desired.CANCEL:
                 self.runner.stop(running, Stop.CANCEL)
         now_running = self._snapshot()
@@ -140,20 +137,36 @@ class Lease:
             self._drain_begun = True
             self.on_drain()
 
-    def _fence_before_the_end(self) -> None:
-        if time.monotonic() - self._renewed < self._seconds - _SAFETY or self.runner is None:
-            return
-        for running in self._snapshot().values():
-            if running.retry.retry_lost is not False and running.ctx.stop is None:
+    # --- fencing -------------------------------------------------------------------------------------------
+
+    def fence(self) -> float:
+        """Shortly before the lease ends without a renewal, stop what will be tried again elsewhere.
+
+        Runs on a thread of its own: a renewal that hangs must not keep it waiting. Work that can be recovered on its
+        host is tried elsewhere only after ``reattach_grace``, so it may go on for so much longer.
+        """
+        without = time.monotonic() - self._renewed + _SAFETY
+        for running in self._snapshot().values() if self._identity is not None else ():
+            limit = self._seconds + (self._grace if running.outlives else 0.0)
+            if without >= limit and running.retry.retry_lost is not False and running.ctx.stop is None:
                 log.warning("job %s is stopped: the lease could not be renewed", running.job.id)
+                assert self.runner is not None
                 self.runner.stop(running, Stop.FENCED)
+        return 1.0
 
     def _fence_all(self) -> None:
-        log.warning("this worker was declared dead: its jobs are stopped, and it registers anew")
+        log.warning("this worker was declared dead: it lets its jobs go, and registers anew")
         for running in self._snapshot().values():
-            assert self.runner is not None
-            self.runner.stop(running, Stop.FENCED)
+            self._let_go(running)
         self._identity = None
+
+    def _let_go(self, running: Running) -> None:
+        """It has another owner, or an end.
+
+        What outlives its worker is not stopped: an owner needs it, and where there is none the orphans' sweep acts.
+        """
+        assert self.runner is not None
+        self.runner.stop(running, Stop.DRAIN if running.outlives else Stop.FENCED)
 
     # --- neighbours ----------------------------------------------------------------------------------------
 

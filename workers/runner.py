@@ -135,7 +135,8 @@ class Runner:
         job, stop = running.job, running.ctx.stop
         drained = stop is Stop.DRAIN and outcome.error_class == "stopped"
         if stop is Stop.FENCED or (drained and running.outlives):
-            self.forget([running])  # another worker owns it, or will take it over where it lives
+            self._journal.discard(job.id)  # another worker owns it, or will take it over where it lives
+            self.forget([running])
             return
         self._recorder.put(
             running.owner,

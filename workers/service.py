@@ -13,6 +13,7 @@ from jobq.loop import Loop
 from jobq.plugins import Stop
 from jobq.settings import Settings
 from jobq.store.database import Database
+from jobq.store.installation import installation_id
 from jobq.store.jobs import running_here
 from workers.executors import Executors
 from workers.journal import Journal
@@ -40,6 +41,7 @@ class Worker:
         self._database = database or Database(settings.database_url, pool_size=10, application="jobq-worker")
         self.slots = Slots(queues)
         self._executors = Executors(settings)
+        self._env = ""
         self._journal = Journal(self._database, settings.max_log_bytes)
         self._recorder = Recorder(self._database, self._journal, self._recorded)
         self.lease = Lease(settings, self._database, self.slots, self._executors)
@@ -55,6 +57,7 @@ class Worker:
         self.lease.runner = self.runner
         self._looks: dict[str, tuple[float, float]] = dict.fromkeys(queues, (0.0, _QUIET))
         self._renewal = Loop("lease", self.lease.tick)
+        self._fencing = Loop("fence", self.lease.fence)
         self._recording = Loop("record", self._recorder.tick)
         self._journaling = Loop("journal", self._journal.tick)
         self._looking = Loop("look", self._look)
@@ -63,11 +66,25 @@ class Worker:
         self._draining = False
 
     def start(self) -> None:
-        """Start everything; the first renewal registers the worker. Returns at once when the database is away."""
-        self._executors.start()
-        for loop in (self._renewal, self._recording, self._journaling, self._looking, self._sweeping):
+        """Start everything; the first renewal registers the worker. Waits for a database that is away."""
+        self._env = self._marker()
+        self._executors.start(self._env)
+        for loop in (self._renewal, self._fencing, self._recording, self._journaling, self._looking, self._sweeping):
             loop.start()
         log.info("worker serves %s", ", ".join(f"{queue}:{count}" for queue, count in self.slots.capacity.items()))
+
+    def _marker(self) -> str:
+        """What marks this installation's containers: engines may be shared by several."""
+        waited = 0
+        while True:
+            try:
+                with self._database.read() as conn:
+                    return f"{self._settings.env_id}-{installation_id(conn).hex[:12]}"
+            except Unavailable as error:
+                if not waited:
+                    log.warning("the worker waits: %s", error)
+                waited += 1
+                time.sleep(min(0.25 * waited, 2.0))
 
     def hint(self, queue: str, ids: Sequence[UUID]) -> None:
         """A message came: claim what fits. Blocks while there is no room, at most 20 s."""
@@ -118,7 +135,7 @@ class Worker:
         if executor is None or executor.host is None or self.lease.identity is None:
             return _SWEEP_EVERY
         if self._reaper is None:
-            self._reaper = OrphanReaper(executor.engine, self._settings.env_id, self._owned)
+            self._reaper = OrphanReaper(executor.engine, self._env, self._owned)
         self._executors.call(self._reaper.sweep(), timeout=120.0)
         return _SWEEP_EVERY
 
@@ -154,7 +171,7 @@ class Worker:
             time.sleep(0.02)
 
     def _end(self) -> None:
-        for loop in (self._looking, self._sweeping, self._journaling, self._renewal, self._recording):
+        for loop in (self._looking, self._sweeping, self._journaling, self._fencing, self._renewal, self._recording):
             loop.stop()
         self._recorder.stop()
         for loop in (self._recording, self._journaling, self._renewal, self._looking):

@@ -13,7 +13,19 @@ from typing import Annotated
 
 import typer
 
-from jobq.cli import configuration, database, doctor, enqueue, jobs, queues, secrets, service, tenants, workers, workflows
+from jobq.cli import (
+    configuration,
+    database,
+    doctor,
+    enqueue,
+    jobs,
+    queues,
+    secrets,
+    service,
+    tenants,
+    workers,
+    workflows,
+)
 from jobq.cli.problems import tell, tell_defect, tell_usage
 from jobq.cli.session import Session
 from jobq.errors import JobQError
@@ -21,7 +33,7 @@ from jobq.errors import JobQError
 app = typer.Typer(
     name="jobq",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode=None,  # panels take three times as long to come up
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -53,31 +65,35 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _global_options(
     context: typer.Context,
+    *,
     database_url: Annotated[str | None, typer.Option(help="The database; else JOBQ_DATABASE_URL.")] = None,
     broker_url: Annotated[str | None, typer.Option(help="The broker; else JOBQ_BROKER_URL.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Whose jobs and workflows; else JOBQ_TENANT.")] = None,
-    config: Annotated[str | None, typer.Option(metavar="FILE", help="A TOML file of settings; else JOBQ_CONFIG.")] = None,
-    version: Annotated[  # noqa: ARG001 - it acts in its callback
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A TOML file of settings; else JOBQ_CONFIG.")
+    ] = None,
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """A durable job platform: jobs live in the database, workers run them, messages are hints.
 
-    Options before the command apply to it: flags win over the environment, which wins over the file.
+    These options come before the command. They win over the environment, which wins over the file.
     """
     flags = {"database_url": database_url, "broker_url": broker_url, "tenant": tenant}
     context.obj = Session({name: value for name, value in flags.items() if value is not None}, config)
 
 
-service.register(app)
 app.add_typer(enqueue.app, name="enqueue")
 app.add_typer(jobs.app, name="job")
 app.add_typer(workflows.app, name="workflow")
 app.add_typer(queues.app, name="queue")
 app.add_typer(tenants.app, name="tenant")
-app.add_typer(workers.app, name="worker")
 app.add_typer(secrets.app, name="secret")
+app.add_typer(workers.app, name="worker")
+app.command()(service.scheduler)
+app.command()(service.dev)
 app.add_typer(database.app, name="db")
-database.register(app)
-configuration.register(app)
-doctor.register(app)
+app.command()(database.prune)
+app.command()(configuration.config)
+app.command()(doctor.doctor)

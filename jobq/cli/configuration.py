@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,19 +14,14 @@ from jobq.cli.output import cell, note, write_json, write_table
 from jobq.cli.session import session
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(config)
-
-
 def config(context: typer.Context, as_json: AsJson = False) -> None:
-    """The effective settings, passwords and keys masked, and where each comes from."""
+    """The effective settings, and where each comes from; passwords and keys are masked."""
     from jobq.settings import config_file
 
     own = session(context)
-    values = dict(_flat(own.settings.masked()))
+    values = dict(flat(own.settings.masked()))
     file = config_file()
-    said = _said_by_file() if file.is_file() else {}
+    said = said_by_file(file)
     sources = {name: _source(name, own.flags, said) for name in values}
     if as_json:
         write_json({"file": str(file) if said else None, "values": values, "sources": sources})
@@ -35,17 +31,17 @@ def config(context: typer.Context, as_json: AsJson = False) -> None:
     note(f"File: {file}" + ("" if said else " (not there, or empty)"))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Names and values, those of nested settings as ``policy.images``."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+        found += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
     return found
 
 
-def _said_by_file() -> dict[str, Any]:
-    from jobq.settings import config_file
-
-    return dict(_flat(tomllib.loads(config_file().read_text(encoding="utf-8"))))
+def said_by_file(file: Path) -> dict[str, Any]:
+    """What the file of settings says; nothing where there is none."""
+    return dict(flat(tomllib.loads(file.read_text(encoding="utf-8")))) if file.is_file() else {}
 
 
 def _source(name: str, flags: dict[str, str], said: dict[str, Any]) -> str:

@@ -35,18 +35,16 @@ def check(context: typer.Context) -> None:
     say(f"schema {migrations.newest()}: right")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands that stand alone."""
-    app.command()(prune)
-
-
 def prune(
     context: typer.Context,
     older_than: Annotated[
         str | None, Option(metavar="DURATION", help="Instead of JOBQ_RETENTION; a workflow's own retention stays.")
     ] = None,
 ) -> None:
-    """Delete finished jobs whose retention has ended, as the scheduler does every minute."""
+    """Delete what its retention has outlived (all tenants).
+
+    The scheduler does so every minute.
+    """
     with connected(context) as jobq:
         deleted = jobq.prune(older_than)
     say(f"deleted {deleted} jobs")

@@ -58,8 +58,9 @@ def dev(settings: Settings, *, demo: bool = False, plain: bool = False) -> int:
             watch.look()
             with embedded:
                 parts = stack.enter_context(_Demo(jobq, screen)) if demo else None
-                screen.say(_header(settings, place, embedded.queues, parts))
-                _watch(watch, screen, stopping)
+                header = _header(settings, place, embedded.queues, parts)
+                screen.say(header)
+                _watch(watch, screen, stopping, below=header.count("\n") + 1)
                 if parts is not None:
                     parts.stop()
                 screen.say("\nstopping: jobs that run may end within 2 s")
@@ -151,7 +152,7 @@ def _migrate(jobq: JobQ) -> None:
         raise
     except Exception as error:
         raise Misconfigured(
-            f"The database {mask_url(jobq.settings.database_url)} cannot be prepared: {str(error).splitlines()[0]}.",
+            f"The database {mask_url(jobq.settings.database_url)} cannot be prepared: {getattr(error, 'orig', error)}.",
             hint="Set JOBQ_DATABASE_URL to another one, or move this one away.",
         ) from error
 
@@ -174,8 +175,8 @@ class _Screen:
             write(f"{text}\n")
 
 
-def _watch(watch: live.Watch, screen: _Screen, stopping: threading.Event) -> None:
-    """Show what happens, once a second, until somebody stops it."""
+def _watch(watch: live.Watch, screen: _Screen, stopping: threading.Event, *, below: int) -> None:
+    """Show what happens, once a second, until somebody stops it. ``below`` so many lines, which stay in sight."""
     if not screen.tables:
         while not stopping.wait(_EVERY):
             for line in _looked(lambda: live.lines(watch.look()), []):
@@ -183,9 +184,12 @@ def _watch(watch: live.Watch, screen: _Screen, stopping: threading.Event) -> Non
         return
     from rich.live import Live
 
+    def draw() -> None:
+        view.update(live.tables(watch.look(), watch, height=screen.terminal.height - below), refresh=True)
+
     with Live(console=screen.terminal, auto_refresh=False, vertical_overflow="crop") as view:
         while not stopping.is_set():
-            _looked(lambda: view.update(live.tables(watch.look(), watch, height=screen.terminal.height), refresh=True), None)
+            _looked(draw, None)
             stopping.wait(_EVERY)
 
 
@@ -210,11 +214,22 @@ def _header(settings: Settings, place: _Place, queues: dict[str, int], parts: _D
     if parts:
         facts += [("pages", f"{parts.site.url}/ok /slow /flaky /down"), ("containers", parts.containers)]
     jobq = _program()
-    tries = ["job list", "workflow trigger demo-by-hand" if parts else "enqueue heartbeat https://example.org", "job why ID"]
+    tries = [
+        "job list",
+        "workflow trigger demo-by-hand" if parts else "enqueue heartbeat https://example.org",
+        "job why ID",
+    ]
     lines = [f"jobq {version('jobq')}: {what}, in one process. Ctrl-C stops it.", ""]
     lines += [f"  {name:<11} {plain(text)}" for name, text in facts]
-    lines += ["", "In another terminal:", f"  export JOBQ_DATABASE_URL={shlex.quote(mask_url(settings.database_url))}"]
+    lines += ["", "In another terminal:", *_same_database(settings)]
     return "\n".join([*lines, *(f"  {jobq} {command}" for command in tries), ""])
+
+
+def _same_database(settings: Settings) -> list[str]:
+    """What another terminal has to set, so that jobq there means this database."""
+    if settings.database_url == Settings.model_fields["database_url"].get_default(call_default_factory=True):
+        return []
+    return [f"  export JOBQ_DATABASE_URL={shlex.quote(mask_url(settings.database_url))}"]
 
 
 def _program() -> str:

@@ -24,9 +24,7 @@ class _Kinds(TyperGroup):
         return super().get_command(ctx, cmd_name) or super().get_command(ctx, _ANY_KIND)
 
 
-app = typer.Typer(
-    cls=_Kinds, no_args_is_help=True, help="Enqueue one job; prints its id. Other kinds: jobq enqueue KIND --spec JSON."
-)
+app = typer.Typer(cls=_Kinds, no_args_is_help=True, help="Enqueue one job; prints its id.")
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,9 @@ class ContainerOptions:
     secret: Annotated[
         list[str] | None, Option(metavar="FILE=NAME", help="Secret NAME as /run/secrets/FILE; repeatable.")
     ] = None
-    entrypoint: Annotated[list[str] | None, Option(help="Replaces the image's entry point; repeatable, a word each.")] = None
+    entrypoint: Annotated[
+        list[str] | None, Option(metavar="WORD", help="Replaces the image's entry point; repeatable, a word each.")
+    ] = None
     workdir: Annotated[str | None, Option(help="Working directory in the container.")] = None
     user: Annotated[str | None, Option(help="User and group in the container; default: 65534:65534.")] = None
     memory: Annotated[str | None, Option(help="Limit, such as 64MB; default: 256MB.")] = None
@@ -63,7 +63,9 @@ class HeartbeatOptions:
     """The fields of ``jobq.specs.Heartbeat``."""
 
     method: Annotated[str | None, Option(metavar="GET|HEAD", help="Default: GET.")] = None
-    expect: Annotated[int | None, Option(metavar="STATUS", help="The status that completes the job; default: 200.")] = None
+    expect: Annotated[int | None, Option(metavar="STATUS", help="The status that completes the job; default: 200.")] = (
+        None
+    )
     header: Annotated[
         list[str] | None, Option("--header", "-H", metavar="NAME:VALUE", help="Request header; repeatable.")
     ] = None
@@ -96,16 +98,23 @@ def _pairs(
 @spread
 def container(
     context: typer.Context,
-    image: Annotated[str, Argument(help="Image reference.", show_default=False)],
+    image: Annotated[str, Argument(metavar="IMAGE", help="Image reference.", show_default=False)],
+    *,
     container: ContainerOptions,
     job: JobOptions,
     work: WorkOptions,
     after: WaitOptions,
     command: Annotated[
-        list[str] | None, Argument(help="Command; put -- before one that has options of its own.", show_default=False)
+        list[str] | None,
+        Argument(
+            metavar="[COMMAND]...", help="Command; put -- before one that has options of its own.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Run a container to its end: jobq enqueue container alpine -- sh -c 'echo hello'."""
+    """Run a container to its end.
+
+    jobq enqueue container --memory 64MB alpine -- sh -c 'echo hello'
+    """
     spec = {"image": image, **given(command=command), **container.asked()}
     _enqueue(context, "CONTAINER", spec, {**job.asked(), **work.asked()}, after)
 
@@ -114,13 +123,17 @@ def container(
 @spread
 def heartbeat(
     context: typer.Context,
-    url: Annotated[str, Argument(help="The endpoint to probe.", show_default=False)],
+    url: Annotated[str, Argument(metavar="URL", help="The endpoint to probe.", show_default=False)],
+    *,
     probe: HeartbeatOptions,
     job: JobOptions,
     work: WorkOptions,
     after: WaitOptions,
 ) -> None:
-    """Probe an HTTP endpoint once: jobq enqueue heartbeat https://example.org/ --expect 200."""
+    """Probe an HTTP endpoint once.
+
+    jobq enqueue heartbeat --expect 200 https://example.org/
+    """
     _enqueue(context, "HEARTBEAT", {"endpoint": url, **probe.asked()}, {**job.asked(), **work.asked()}, after)
 
 
@@ -133,7 +146,10 @@ def any_kind(
     after: WaitOptions,
     spec: Annotated[str, Option(metavar="JSON", help="The spec; @FILE reads a file, @- stdin.")] = "{}",
 ) -> None:
-    """A job of any kind, such as: jobq enqueue GREETING --spec '{"name": "Ada"}'."""
+    """A job of any kind; plugins bring their own.
+
+    jobq enqueue GREETING --spec '{"name": "Ada"}'
+    """
     name = context.info_name or ""
     kind = name.upper() if name.islower() else name
     _enqueue(context, kind, read_json(spec, "--spec"), {**job.asked(), **work.asked()}, after)

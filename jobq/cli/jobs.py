@@ -27,11 +27,15 @@ Id = Annotated[str, Argument(metavar="ID", help="The job's whole id.", show_defa
 class Filters:
     """What a listing is narrowed to; repeated options are alternatives."""
 
-    status: Annotated[list[Status] | None, Option(case_sensitive=False, help="Repeatable.")] = None
-    reason: Annotated[list[Reason] | None, Option(case_sensitive=False, help="Repeatable.")] = None
-    kind: Annotated[list[str] | None, Option(help="Repeatable.")] = None
-    queue: Annotated[list[str] | None, Option(help="Repeatable.")] = None
-    trigger: Annotated[Trigger | None, Option(case_sensitive=False)] = None
+    status: Annotated[
+        list[Status] | None, Option(metavar="STATUS", case_sensitive=False, help="Such as FAILED; repeatable.")
+    ] = None
+    reason: Annotated[
+        list[Reason] | None, Option(metavar="REASON", case_sensitive=False, help="Such as timed_out; repeatable.")
+    ] = None
+    kind: Annotated[list[str] | None, Option(metavar="KIND", help="Repeatable.")] = None
+    queue: Annotated[list[str] | None, Option(metavar="QUEUE", help="Repeatable.")] = None
+    trigger: Annotated[Trigger | None, Option(metavar="AUTOMATIC|MANUAL", case_sensitive=False)] = None
     workflow: Annotated[str | None, Option(help="Id or name of a workflow.")] = None
     parent: Annotated[str | None, Option(metavar="ID", help="Children of this job.")] = None
     name: Annotated[str | None, Option(help="A part of the name.")] = None

@@ -99,7 +99,9 @@ def lines(seen: Seen) -> list[str]:
     if len(seen.ended) > _LINES:
         counts = Counter(_ending(job) for job in seen.ended[_LINES:])
         shown.append(f"…          {', '.join(f'{number} more {word}' for word, number in sorted(counts.items()))}")
-    return shown + [_line("terminated", flow.name, "", f"workflow: {flow.message or ''}") for flow in seen.terminated]
+    return shown + [
+        _line("terminated", flow.name, "", f"the workflow: {plain(flow.message)}") for flow in seen.terminated
+    ]
 
 
 def _line(what: str, name: str, took: str, message: str) -> str:
@@ -128,10 +130,10 @@ def _took(job: Job) -> str:
 
 
 def tables(seen: Seen, watch: Watch, *, height: int) -> RenderableType:
-    """The workflows, and below them as many of the newest jobs as there is room for."""
+    """The workflows, and below them as many of the newest jobs as there is room for in ``height`` lines."""
     from rich.console import Group
 
-    rows = max(height - len(seen.workflows) - 8, 3)
+    rows = max(height - len(seen.workflows) - 8, 5)
     return Group(_workflows(seen, watch), _jobs(seen.newest[:rows]))
 
 

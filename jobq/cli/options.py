@@ -23,7 +23,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     The command gets an instance of the dataclass: twenty options are one parameter, and are named in one place.
     """
     asked = inspect.signature(command, eval_str=True).parameters.values()
-    groups = {one.name: one.annotation for one in asked if is_dataclass(one.annotation)}
+    groups: dict[str, Any] = {one.name: one.annotation for one in asked if is_dataclass(one.annotation)}
     flat: list[inspect.Parameter] = []
     for one in asked:
         flat += _options_of(groups[one.name]) if one.name in groups else [one.replace(kind=one.KEYWORD_ONLY)]
@@ -42,7 +42,9 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 def _options_of(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=hints[field.name])
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=hints[field.name]
+        )
         for field in fields(group)
     ]
 
@@ -89,14 +91,17 @@ class WorkOptions:
         Option("--retry-lost/--no-retry-lost", help="Try again when the worker died.", rich_help_panel=_RETRY),
     ] = None
     retry_exit_code: Annotated[
-        list[int] | None, Option(help="Retry these exit codes only; repeatable.", rich_help_panel=_RETRY)
+        list[int] | None,
+        Option(metavar="CODE", help="Retry these exit codes only; repeatable.", rich_help_panel=_RETRY),
     ] = None
     no_retry_exit_code: Annotated[
-        list[int] | None, Option(help="Never retry this exit code; repeatable.", rich_help_panel=_RETRY)
+        list[int] | None, Option(metavar="CODE", help="Never retry this exit code; repeatable.", rich_help_panel=_RETRY)
     ] = None
     retry_on: Annotated[
         list[str] | None,
-        Option(metavar="CLASS", help="Retry these error classes only, such as dns; repeatable.", rich_help_panel=_RETRY),
+        Option(
+            metavar="CLASS", help="Retry these error classes only, such as dns; repeatable.", rich_help_panel=_RETRY
+        ),
     ] = None
     give_up_on: Annotated[
         list[str] | None,
@@ -131,7 +136,9 @@ class JobOptions:
     idempotency_key: Annotated[
         str | None, Option(help="Repeating the call with this key returns the job that the first call made.")
     ] = None
-    state: Annotated[str | None, Option(metavar="JSON", help="A JSON value that the job sees; @FILE reads a file.")] = None
+    state: Annotated[str | None, Option(metavar="JSON", help="A JSON value that the job sees; @FILE reads a file.")] = (
+        None
+    )
 
     def asked(self) -> dict[str, Any]:
         """As fields of ``jobq.definition``."""

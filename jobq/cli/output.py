@@ -147,7 +147,10 @@ def write_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, empty:
     for number in range(whole):
         longest = max(len(str(text)) for text in table.columns[number].cells)
         table.columns[number].min_width = longest
-    console().print(table)
+    out = console()
+    with out.capture() as drawn:
+        out.print(table)
+    write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
 
 
 def write_fields(pairs: Iterable[tuple[str, object]]) -> None:
@@ -190,7 +193,7 @@ def state(status: object, reason: object = None) -> Text:
 def duration(seconds: float) -> str:
     """``85 ms``, ``3.2 s``, ``4 min 5 s``, ``2 h 3 min``, ``3 d 4 h``."""
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s".replace(".0 s", " s")
     whole = round(seconds)

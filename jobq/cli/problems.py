@@ -37,14 +37,15 @@ def tell(error: JobQError) -> int:
 def tell_usage(error: typer.TyperException) -> int:
     """Print what is wrong with the command line; returns the exit code."""
     context = getattr(error, "ctx", None)
-    message = error.format_message().strip()
+    message = error.format_message().strip().replace(" Value error,", "")
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(message + "\n")
         return MISTAKE
     hint = f"{context.command_path} --help shows how it is written." if context is not None else None
     option = str(getattr(error, "option_name", ""))
-    if option in _GLOBAL_OPTIONS:
-        hint = f"{option} comes first: jobq {option} … {context.info_name if context is not None else ''}".rstrip()
+    if option in _GLOBAL_OPTIONS and context is not None:
+        message = f"{option} comes before the command"
+        hint = context.command_path.replace("jobq", f"Write: jobq {option} …", 1)
     elif option and context is not None and context.command_path == "jobq enqueue container":
         hint = "Options of the command itself follow two dashes: jobq enqueue container IMAGE -- COMMAND -x"
     _print(f"{message.rstrip('.')} (usage).", hint)

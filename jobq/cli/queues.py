@@ -13,7 +13,7 @@ from jobq.cli.session import connected
 from jobq.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Look at queues, pause and limit them (all tenants).")
-Name = Annotated[str, Argument(help="Name of the queue.", show_default=False)]
+Name = Annotated[str, Argument(metavar="NAME", help="Name of the queue.", show_default=False)]
 _COUNTED = 10_000
 
 
@@ -53,7 +53,9 @@ def resume(context: typer.Context, name: Name) -> None:
 def limit(
     context: typer.Context,
     name: Name,
-    limit: Annotated[str, Argument(metavar="N|none", help="At most so many of its jobs in flight.", show_default=False)],
+    limit: Annotated[
+        str, Argument(metavar="N|none", help="At most so many of its jobs in flight.", show_default=False)
+    ],
 ) -> None:
     """How many of its jobs may be queued or running at once."""
     with connected(context) as jobq:

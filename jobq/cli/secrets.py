@@ -14,7 +14,7 @@ from jobq.cli.session import connected
 from jobq.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Store secrets for containers; a value is never shown again.")
-Name = Annotated[str, Argument(help="Name of the secret.", show_default=False)]
+Name = Annotated[str, Argument(metavar="NAME", help="Name of the secret.", show_default=False)]
 
 
 @app.command("set")
@@ -46,7 +46,9 @@ def list_secrets(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         write_listing({"name": name, "updated_at": changed} for name, changed in found)
     else:
-        write_table(("SECRET", "CHANGED"), ((name, ago(changed)) for name, changed in found), empty="There is no secret.")
+        write_table(
+            ("SECRET", "CHANGED"), ((name, ago(changed)) for name, changed in found), empty="There is no secret."
+        )
 
 
 @app.command("rm")

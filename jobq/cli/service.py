@@ -10,7 +10,6 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,14 +32,11 @@ LogFormat = Annotated[
 _RETRY_EVERY = 2.0
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands that stand alone."""
-    app.command()(scheduler)
-    app.command()(dev)
-
-
 def scheduler(context: typer.Context, log_format: LogFormat = "auto") -> None:
-    """Run a scheduler until SIGTERM or Ctrl-C. Several may run: they share the work."""
+    """Run a scheduler until SIGTERM or Ctrl-C.
+
+    Several may run: they share the work.
+    """
     ending = _Ending()
     settings = _prepare(context, "scheduler", log_format, ending)
     if ending.came():
@@ -68,7 +64,7 @@ def dev(
     demo: Annotated[bool, Option("--demo", help="With workflows that show what jobq does.")] = False,
     plain: Annotated[bool, Option("--plain", help="One line an event, for logs and scripts.")] = False,
 ) -> None:
-    """Scheduler and workers in one process, on embedded parts: nothing else is needed."""
+    """Everything in one process, on embedded parts."""
     run = load("jobq.cli.dev").dev
     raise typer.Exit(run(session(context).settings, demo=demo, plain=plain))
 

@@ -13,7 +13,7 @@ from jobq.cli.queues import parse_limit
 from jobq.cli.session import connected
 
 app = typer.Typer(no_args_is_help=True, help="Look at tenants, set their shares and limits.")
-Name = Annotated[str, Argument(help="Name of the tenant.", show_default=False)]
+Name = Annotated[str, Argument(metavar="NAME", help="Name of the tenant.", show_default=False)]
 
 
 @app.command("list")
@@ -32,7 +32,9 @@ def list_tenants(context: typer.Context, as_json: AsJson = False) -> None:
 def limit(
     context: typer.Context,
     name: Name,
-    limit: Annotated[str, Argument(metavar="N|none", help="At most so many of its jobs in flight.", show_default=False)],
+    limit: Annotated[
+        str, Argument(metavar="N|none", help="At most so many of its jobs in flight.", show_default=False)
+    ],
 ) -> None:
     """How many of its jobs may be queued or running at once, over all queues."""
     with connected(context) as jobq:
@@ -44,7 +46,9 @@ def limit(
 def weight(
     context: typer.Context,
     name: Name,
-    weight: Annotated[float, Argument(help="Relative to the others'; the default is 1.", show_default=False)],
+    weight: Annotated[
+        float, Argument(metavar="WEIGHT", help="Relative to the others'; the default is 1.", show_default=False)
+    ],
 ) -> None:
     """Its share of the room, where tenants compete."""
     with connected(context) as jobq:

@@ -46,14 +46,19 @@ class ScheduleOptions:
     """When a workflow runs, and its policies."""
 
     interval: Annotated[str | None, Option(metavar="DURATION", help="Run every so long, such as PT5M or 90.")] = None
-    cron: Annotated[str | None, Option(metavar="EXPRESSION", help="Run by the clock, such as '30 2 * * MON-FRI'.")] = None
+    cron: Annotated[str | None, Option(metavar="EXPRESSION", help="Run by the clock, such as '30 2 * * MON-FRI'.")] = (
+        None
+    )
     timezone: Annotated[str | None, Option(help="Of the cron expression, such as Europe/Berlin; default: UTC.")] = None
     start_at: Annotated[str | None, Option(metavar="RFC3339", help="Slots are counted from here; default: now.")] = None
-    misfire: Annotated[str | None, Option(metavar="coalesce|skip|catch_up", help="What becomes of missed slots.")] = None
+    misfire: Annotated[str | None, Option(metavar="coalesce|skip|catch_up", help="What becomes of missed slots.")] = (
+        None
+    )
     misfire_grace: Annotated[str | None, Option(metavar="DURATION", help="How late a slot may start.")] = None
     max_catch_up: Annotated[int | None, Option(help="For catch_up: at most so many missed slots.")] = None
     overlap: Annotated[
-        str | None, Option(metavar="allow|skip|queue|cancel_running", help="What becomes of a job beside an earlier one.")
+        str | None,
+        Option(metavar="allow|skip|queue|cancel_running", help="What becomes of a job beside an earlier one."),
     ] = None
     concurrency: Annotated[int | None, Option(help="At most so many of its jobs at once.")] = None
     max_failures: Annotated[
@@ -75,7 +80,8 @@ class ScheduleOptions:
 @spread
 def create(
     context: typer.Context,
-    name: Annotated[str, Argument(help="Its name, unique in the tenant.", show_default=False)],
+    name: Annotated[str, Argument(metavar="NAME", help="Its name, unique in the tenant.", show_default=False)],
+    *,
     schedule: ScheduleOptions,
     work: WorkOptions,
     kind: Annotated[str, Option(help="Such as CONTAINER or HEARTBEAT.", show_default=False)],
@@ -150,14 +156,20 @@ def _facts(found: Workflow) -> Iterator[tuple[str, object]]:
     yield "kind", found.kind
     yield "queue", f"{found.queue}, priority {found.priority}"
     yield "schedule", _rhythm(found)
-    yield "next slot", None if found.next_fire_at is None else cell(found.next_fire_at).append(f" ({ago(found.next_fire_at)})")
+    yield (
+        "next slot",
+        None if found.next_fire_at is None else cell(found.next_fire_at).append(f" ({ago(found.next_fire_at)})"),
+    )
     yield "misfire", found.misfire if found.next_fire_at else None
     yield "overlap", found.overlap if found.next_fire_at else None
     yield "concurrency", found.concurrency
     yield "timeout", found.timeout
     yield "attempts", f"at most {found.max_attempts}"
     yield "retry", found.retry
-    yield "failures", f"{found.consecutive_failures} in a row; terminated at {found.max_consecutive_job_failures_allowed}"
+    yield (
+        "failures",
+        f"{found.consecutive_failures} in a row; terminated at {found.max_consecutive_job_failures_allowed}",
+    )
     yield "retention", found.retention
     yield "generation", found.generation
     yield "created", found.created_at
@@ -210,11 +222,16 @@ def _tell(workflow: Workflow, as_json: bool) -> None:
 def trigger(
     context: typer.Context,
     workflow: Key,
+    *,
     after: WaitOptions,
     name: Annotated[str | None, Option(help="Name of the job; default: the workflow's.")] = None,
     at: Annotated[str | None, Option(metavar="RFC3339", help="When to run; default: now.")] = None,
-    state: Annotated[str | None, Option(metavar="JSON", help="A JSON value that the job sees; @FILE reads a file.")] = None,
-    dedupe_key: Annotated[str | None, Option(help="While a job with this key lives, a second one is its duplicate.")] = None,
+    state: Annotated[
+        str | None, Option(metavar="JSON", help="A JSON value that the job sees; @FILE reads a file.")
+    ] = None,
+    dedupe_key: Annotated[
+        str | None, Option(help="While a job with this key lives, a second one is its duplicate.")
+    ] = None,
 ) -> None:
     """Start a job of the workflow, whatever its status is; prints the job's id."""
     seen = None if state is None else read_json(state, "--state")

@@ -178,22 +178,21 @@ def record(conn: Connection, worker_id: UUID, reports: Sequence[Report]) -> set[
     """Write the outcomes of many attempts; returns the ids that were this worker's to write.
 
     A success needs no look at the row. Whether a failure is tried again depends on what the row says now (a
-    request to cancel, the failures so far), so those rows are locked first, then decided, then written.
+    request to cancel, the failures so far), so those rows are locked first, then decided, then written. Workflows
+    count the ends in the order of the reports.
     """
-    plain = [report for report in reports if report.outcome.status is Status.COMPLETED]
-    others = [report for report in reports if report.outcome.status is not Status.COMPLETED]
-    written = finish(conn, (_ending(worker_id, report) for report in plain))
-    if not others:
-        return written
-    rows = lock_running(conn, worker_id, (report.id for report in others))
-    changes = [
-        _decided(worker_id, report, row)
-        for report in others
-        if (row := rows.get(report.id)) is not None and row.attempt == report.attempt
-    ]
-    ends = [change for change in changes if change.to.terminal]
+    others = [report.id for report in reports if report.outcome.status is not Status.COMPLETED]
+    rows = lock_running(conn, worker_id, others) if others else {}
+    changes: list[Change] = []
+    for report in reports:
+        if report.outcome.status is Status.COMPLETED:
+            changes.append(_ending(worker_id, report))
+        elif (row := rows.get(report.id)) is not None and row.attempt == report.attempt:
+            changes.append(_decided(worker_id, report, row))
     back = [change for change in changes if not change.to.terminal]
-    return written | finish(conn, ends) | put_back(conn, back)
+    if not back:
+        return finish(conn, changes)
+    return finish(conn, (change for change in changes if change.to.terminal)) | put_back(conn, back)
 
 
 def _ending(worker_id: UUID, report: Report) -> Change:

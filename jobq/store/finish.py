@@ -158,14 +158,17 @@ def finish(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
     """End jobs, with all that follows: the attempt's record and the workflow's failure counter.
 
     Returns the ids that this call ended. A job that is missing from them has another owner or had ended before.
+    ``changes`` come in the order in which the jobs ended: whether failures are consecutive depends on it.
     """
-    ordered = sorted(changes, key=lambda change: change.id)
+    happened = list(changes)
+    ordered = sorted(happened, key=lambda change: change.id)
     if not ordered:
         return set()
     ended = conn.execute(_finish(conn.dialect.name), {"changes": rows_json([_row(change) for change in ordered])}).all()
     written = {row.id for row in ended}
     _keep_attempts(conn, ordered, written)
-    _count_failures(conn, ended)
+    rows = {row.id: row for row in ended}
+    _count_failures(conn, [rows[change.id] for change in happened if change.id in rows])
     _release_next(conn, ended)
     return written
 
@@ -244,7 +247,10 @@ def _count(dialect: str) -> Any:
 
 
 def _count_failures(conn: Connection, ended: Sequence[Row[Any]]) -> None:
-    """COMPLETED·succeeded sets the counter to 0, FAILED adds 1; skipped, canceled and children leave it."""
+    """COMPLETED·succeeded sets the counter to 0, FAILED adds 1; skipped, canceled and children leave it.
+
+    ``ended`` is in the order in which the jobs ended.
+    """
     tallies: dict[tuple[UUID, int], _Tally] = {}
     for row in ended:
         if row.workflow_id is None or row.parent_id is not None:
@@ -335,7 +341,7 @@ def terminate(conn: Connection, workflow_id: UUID, message: str) -> bool:
         ),
     )
     conn.execute(
-        sa.update(jobs).where(automatic, jobs.c.status == Status.RUNNING.value).values(max_attempts=jobs.c.failures)
+        sa.update(jobs).where(automatic, jobs.c.status == Status.RUNNING.value).values(max_attempts=jobs.c.failures + 1)
     )
     return True
 

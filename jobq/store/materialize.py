@@ -121,8 +121,10 @@ def _schedule(interval_us: int | None, cron: str | None, timezone: str | None) -
     return _parsed(interval_us, cron, timezone)
 
 
-def _jobs(conn: Connection, row: Row[Any], its: Plan, live: int, waiting: int) -> Iterable[NewJob]:
+def _jobs(conn: Connection, row: Row[Any], its: Plan, live: int, waiting: int) -> list[NewJob]:
     """A job for each slot, as overlap with earlier ones has it."""
+    kept: list[NewJob] = []  # of this very plan: they are not in the database yet
+    made: list[NewJob] = []
     for slot in its.slots:
         job = _job(row, slot)
         verdict = judge_overlap(row.overlap, live, waiting)
@@ -131,10 +133,14 @@ def _jobs(conn: Connection, row: Row[Any], its: Plan, live: int, waiting: int) -
         else:
             if verdict is Verdict.CANCEL_RUNNING_THEN_RUN:
                 _cancel_earlier(conn, row.id)
-                live, waiting = live - waiting, 0
+                for earlier in kept:
+                    earlier.overlaps, earlier.blocked = True, None
+                live, waiting, kept = live - waiting, 0, []
             job.blocked = True if live and row.overlap != "allow" else None
             live, waiting = live + 1, waiting + 1
-        yield job
+            kept.append(job)
+        made.append(job)
+    return made
 
 
 def _job(row: Row[Any], slot: datetime) -> NewJob:

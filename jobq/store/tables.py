@@ -245,6 +245,8 @@ tenants = Table(
     Column("limit", sa.Integer),
 )
 
+installation = Table("jobq_installation", metadata, Column("id", sa.Uuid, primary_key=True))
+
 secrets = Table(
     "jobq_secrets",
     metadata,

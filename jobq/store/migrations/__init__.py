@@ -44,11 +44,21 @@ def current(database: Database) -> str | None:
 
 
 def upgrade(database: Database) -> None:
-    """Bring the database to the newest version. Safe to run twice and from several places at once."""
+    """Bring the database to the newest version. Safe to run twice and from several places at once.
+
+    Raises Misconfigured for a database that a newer release made.
+    """
     from alembic import command
+    from alembic.util import CommandError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    command.upgrade(_config(database), "head")
+    try:
+        command.upgrade(_config(database), "head")
+    except CommandError as error:
+        raise Misconfigured(
+            f"The database has schema version {current(database)}, which this release does not know.",
+            code="schema", hint="Use the release of jobq that made it, or a newer one.",
+        ) from error  # fmt: skip
 
 
 def check(database: Database) -> None:

@@ -23,6 +23,7 @@ def run() -> None:
     with database.begin() as conn:
         if database.dialect == POSTGRESQL:
             conn.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
+            conn.execute(sa.text("SET LOCAL statement_timeout = 0"))
             conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         context.configure(
             connection=conn,
