@@ -19,7 +19,7 @@ from jobq.specs import Container
 from jobq.states import Status
 from tests import services
 from tests.containers import IMAGE, Job, executor_at
-from workers.container_config import create_body
+from workers.container.config import create_body
 
 CONCURRENCY = 4
 SPEC = Container(image=IMAGE, command=["true"])

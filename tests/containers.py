@@ -15,8 +15,8 @@ from jobq.settings import Settings
 from jobq.specs import Container
 from tests import services
 from workers.container import ContainerExecutor
-from workers.container_config import create_body
-from workers.docker_engine import DockerEngine
+from workers.container.config import create_body
+from workers.container.engine import DockerEngine
 
 IMAGE = "jobq-test:busybox"
 

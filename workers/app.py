@@ -137,7 +137,7 @@ def run_worker(settings: Settings, queues: Mapping[str, int]) -> int:
     own = App(settings, queues)
     own.bind_signals()
     worker = own.celery.Worker(
-        without_gossip=True, without_mingle=True, without_heartbeat=True, loglevel=settings.log_level,
+        without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True, loglevel=settings.log_level,
         hostname=f"jobq-{os.getpid()}@{socket.gethostname()}",
     )  # fmt: skip
     worker.start()

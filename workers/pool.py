@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
-from celery.concurrency.thread import ApplyResult, TaskPool
+from celery.concurrency.thread import ApplyResult, TaskPool  # type: ignore[attr-defined]  # the stubs lack one
 from kombu.asynchronous import get_event_loop
 
 

@@ -59,9 +59,16 @@ class Runner:
     """Runs jobs. ``claimant`` says under which identity: it changes when the worker was declared dead."""
 
     def __init__(
-        self, database: Database, slots: Slots, executors: Executors, journal: Journal, recorder: Recorder,
-        claimant: Callable[[], Claimant], keyring: Keyring,
-    ) -> None:  # fmt: skip
+        self,
+        database: Database,
+        slots: Slots,
+        executors: Executors,
+        *,
+        journal: Journal,
+        recorder: Recorder,
+        keyring: Keyring,
+        claimant: Callable[[], Claimant],
+    ) -> None:
         self._database, self._slots, self._executors = database, slots, executors
         self._journal, self._recorder, self._claimant = journal, recorder, claimant
         self._loop, self._keyring = executors.loop, keyring

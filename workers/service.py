@@ -15,11 +15,11 @@ from jobq.settings import Settings
 from jobq.store.database import Database
 from jobq.store.installation import installation_id
 from jobq.store.jobs import running_here
+from workers.container.orphans import OrphanReaper
 from workers.executors import Executors
 from workers.journal import Journal
 from workers.keyring import Keyring
 from workers.lease import Lease
-from workers.orphans import OrphanReaper
 from workers.recorder import Recorder
 from workers.runner import Runner
 from workers.slots import Slots
@@ -49,10 +49,10 @@ class Worker:
             self._database,
             self.slots,
             self._executors,
-            self._journal,
-            self._recorder,
-            self.lease.claimant,
-            Keyring(settings, self._database),
+            journal=self._journal,
+            recorder=self._recorder,
+            keyring=Keyring(settings, self._database),
+            claimant=self.lease.claimant,
         )
         self.lease.runner = self.runner
         self._looks: dict[str, tuple[float, float]] = dict.fromkeys(queues, (0.0, _QUIET))

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Literal
 
 from jobq.cli.configuration import flat, said_by_file
-from jobq.cli.output import ago, duration
+from jobq.cli.output import ago, count, duration
 from jobq.cli.problems import load
 from jobq.cli.service import require_own
 from jobq.errors import JobQError
@@ -157,7 +157,7 @@ def _broker(look: Examination) -> Iterator[Finding]:
 
 
 def _docker(look: Examination) -> Iterator[Finding]:
-    module = load("workers.docker_engine")
+    module = load("workers.container.engine")
     url = mask_url(look.settings.docker_host)
 
     async def ask() -> str:
@@ -218,7 +218,7 @@ def _schedulers(look: Examination) -> Iterator[Finding]:
         return
     waiting = sum(queue.ready for queue in look.queues)
     state: State = "broken" if waiting else "warning"
-    yield Finding("scheduler", state, f"none is running; {waiting} jobs are ready", "Start one: jobq scheduler")
+    yield Finding("scheduler", state, f"none is running; {count(waiting, 'job')} ready", "Start one: jobq scheduler")
 
 
 def _workers(look: Examination) -> Iterator[Finding]:
@@ -226,10 +226,14 @@ def _workers(look: Examination) -> Iterator[Finding]:
     for queue in look.queues:
         if queue.ready and queue.paused:
             advice = f"Open it again: jobq queue resume {queue.name}"
-            yield Finding("workers", "warning", f"queue {queue.name} is paused; {queue.ready} jobs wait", advice)
+            yield Finding(
+                "workers", "warning", f"queue {queue.name} is paused; {count(queue.ready, 'job')} ready", advice
+            )
         elif queue.ready and not queue.slots:
             advice = f"Start one: jobq worker -Q {queue.name}:4"
-            yield Finding("workers", "broken", f"queue {queue.name}: {queue.ready} jobs wait, and no worker", advice)
+            yield Finding(
+                "workers", "broken", f"queue {queue.name}: {count(queue.ready, 'job')} ready, and no worker", advice
+            )
     for worker in living:
         if worker.state == "late":
             text = f"{worker.name} ({worker.id}) was last seen {ago(worker.renewed_at)}"

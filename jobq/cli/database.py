@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from jobq.cli.output import say
+from jobq.cli.output import count, say
 from jobq.cli.session import connected
 
 app = typer.Typer(no_args_is_help=True, help="The schema of the database.")
@@ -47,4 +47,4 @@ def prune(
     """
     with connected(context) as jobq:
         deleted = jobq.prune(older_than)
-    say(f"deleted {deleted} jobs")
+    say(f"deleted {count(deleted, 'job')}")

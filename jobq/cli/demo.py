@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from itertools import count
+from pathlib import Path
 from typing import ClassVar
 
 from jobq import Container, Every, Heartbeat, JobQ, RetryPolicy
@@ -19,8 +23,10 @@ from jobq.settings import Settings
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.0/8"
-IMAGES = ("busybox:latest", "alpine:latest")
-"""Any of them will do for an echo; the first is pulled where none is there."""
+OWN_IMAGE = "jobq-demo:latest"
+IMAGES = (OWN_IMAGE, "busybox:latest", "alpine:latest")
+"""Any of them will do for an echo. Where there is none, the first is made of this machine's busybox, or one is pulled."""
+_PULLED = IMAGES[1]
 _PULL_WITHIN = 60.0
 _ENGINE_WITHIN = 3.0
 
@@ -146,7 +152,7 @@ class Application:
 
 
 def find_image(settings: Settings, *, pull: bool) -> str:
-    """An image that the Docker engine has, or (``pull``) gets. Raises NoContainers with a sentence that says why not."""
+    """An image that the Docker engine has or can be given, or (``pull``) gets. Raises NoContainers, which says why not."""
     return asyncio.run(_find_image(settings, pull=pull))
 
 
@@ -155,28 +161,49 @@ class NoContainers(Exception):
 
 
 class ImageMissing(NoContainers):
-    """There is an engine, but it has no image for the demo yet."""
+    """There is an engine, but no image yet: it has to be pulled."""
 
 
 async def _find_image(settings: Settings, *, pull: bool) -> str:
-    from workers.docker_engine import DockerEngine, EngineAway, EngineError
+    from workers.container.engine import DockerEngine, EngineAway, EngineError
 
     engine = DockerEngine(settings.docker_host, patience=_ENGINE_WITHIN)
     try:
         for image in IMAGES:
             if await engine.has_image(image):
                 return image
+        if tar := _root_of_busybox():
+            await engine.import_image(OWN_IMAGE, tar)
+            return OWN_IMAGE
         if pull:
-            await engine.pull(IMAGES[0], deadline=_PULL_WITHIN)
-            return IMAGES[0]
+            await engine.pull(_PULLED, deadline=_PULL_WITHIN)
+            return _PULLED
     except EngineAway as error:
         raise NoContainers(_absence(settings.docker_host)) from error
     except EngineError as error:
-        what = f"{IMAGES[0]} cannot be pulled" if pull else f"the Docker engine at {settings.docker_host} is of no use"
-        raise NoContainers(f"{what}: {error} (load it with: docker load, or docker import)") from error
+        what = f"{_PULLED} cannot be pulled" if pull else f"the Docker engine at {settings.docker_host} is of no use"
+        raise NoContainers(f"{what}: {error}") from error
     finally:
         await engine.close()
-    raise ImageMissing(f"the Docker engine has none of the images {', '.join(IMAGES)}")
+    raise ImageMissing(f"{_PULLED} is being pulled; the workflow follows")
+
+
+def _root_of_busybox() -> bytes | None:
+    """A root file system that can echo, where this machine has a busybox that needs no libraries."""
+    found = shutil.which("busybox")
+    binary = Path(found).read_bytes() if found else b""
+    if not binary or b"/ld-linux" in binary or b"/ld-musl" in binary:
+        return None
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        program = tarfile.TarInfo("bin/busybox")
+        program.size, program.mode = len(binary), 0o755
+        tar.addfile(program, BytesIO(binary))
+        for name in ("echo", "sh"):
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return buffer.getvalue()
 
 
 def _absence(where: str) -> str:

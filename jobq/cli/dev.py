@@ -266,9 +266,9 @@ class _Demo:
         try:
             image = demonstration.find_image(settings, pull=pull)
             demonstration.create_container_workflow(self._jobq, image)
-        except demonstration.ImageMissing:
+        except demonstration.ImageMissing as error:
             threading.Thread(target=self._pull, name="demo-pull", daemon=True).start()
-            return f"{demonstration.IMAGES[0]} is being pulled; the workflow follows"
+            return str(error)
         except (demonstration.NoContainers, JobQError) as error:
             return str(error)
         return f"{image} on the Docker engine at {settings.docker_host}"

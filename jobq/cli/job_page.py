@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from jobq.cli.output import cell, duration, plain, say, state, took, write_fields
+from jobq.cli.output import cell, duration, plain, said, say, state, took, write_fields
 from jobq.states import Status
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def write_page(job: Job, spec: dict[str, Any], attempts: Sequence[Attempt], why:
     say()
     write_fields(_times(job))
     say()
-    write_fields([("spec", spec)])
+    write_fields([("spec", said(spec))])
     for attempt in attempts:
         say()
         _write_attempt(attempt)
@@ -45,7 +45,7 @@ def _facts(job: Job) -> Iterator[tuple[str, object]]:
     yield "duplicate of", job.duplicate_of
     yield "dedupe key", job.dedupe_key
     yield "timeout", None if job.timeout is None else duration(job.timeout)
-    yield "attempts", f"{job.attempt}; {job.failures} of at most {job.max_attempts} failed"
+    yield "attempts", f"{job.attempt} made, {job.failures} failed, at most {job.max_attempts} may"
     yield "requeued", f"{job.requeues} times" if job.requeues else None
     yield "wanted", job.desired if job.desired != "RUN" else None
     yield "cause", job.message

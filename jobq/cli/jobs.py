@@ -208,5 +208,5 @@ def _tell(job: Job, as_json: bool) -> None:
     if as_json:
         write_json(job)
         return
-    asked = "" if job.desired == "RUN" or job.finished else f", asked to {job.desired.lower()} within seconds"
+    asked = ", asked to end: within seconds" if job.status is Status.RUNNING and job.desired == "CANCEL" else ""
     say(Text.assemble(f"{job.id} is ", state(job.status, job.reason), asked))

@@ -163,6 +163,11 @@ def write_fields(pairs: Iterable[tuple[str, object]]) -> None:
         say(Text.assemble((f"{name:<{width}}  ", "bold"), cell(value)))
 
 
+def said(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec without the fields that are empty."""
+    return {name: value for name, value in spec.items() if value not in (None, {}, [])}
+
+
 def cell(value: object) -> Text:
     """A value as people read it."""
     from rich.text import Text
@@ -193,7 +198,7 @@ def state(status: object, reason: object = None) -> Text:
 def duration(seconds: float) -> str:
     """``85 ms``, ``3.2 s``, ``4 min 5 s``, ``2 h 3 min``, ``3 d 4 h``."""
     if seconds < 1:
-        return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
+        return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms".replace(".0 ms", " ms")
     if seconds < 60:
         return f"{seconds:.1f} s".replace(".0 s", " s")
     whole = round(seconds)
@@ -202,6 +207,11 @@ def duration(seconds: float) -> str:
             rest = whole % size // smaller
             return f"{whole // size} {unit}" + (f" {rest} {part}" if rest else "")
     raise AssertionError("unreachable")
+
+
+def count(number: int, noun: str) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def ago(value: datetime | None) -> str | None:

@@ -7,9 +7,11 @@ of jobq's own, a schema of another version. A database that is away is waited fo
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +32,7 @@ LogFormat = Annotated[
     str, Option(metavar="auto|text|json", help="Of the log on stderr; auto: text on a terminal, else JSON lines.")
 ]
 _RETRY_EVERY = 2.0
+_POLL = 0.05
 
 
 def scheduler(context: typer.Context, log_format: LogFormat = "auto") -> None:
@@ -44,6 +47,7 @@ def scheduler(context: typer.Context, log_format: LogFormat = "auto") -> None:
     running = load("scheduler.service").Scheduler(settings)
     running.start()
     ending.wait()
+    log.info("the scheduler ends")
     running.stop()
 
 
@@ -54,7 +58,7 @@ def run_worker(context: typer.Context, queues: str, log_format: str) -> int:
     settings = _prepare(context, "worker", log_format, ending)
     if ending.came():
         return 0
-    ending.let_go()
+    ending.hand_over()
     code: int = load("workers.app").run_worker(settings, wanted)
     return code
 
@@ -122,7 +126,8 @@ class _Ending:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._before = {number: signal.signal(number, self._on) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on)
 
     def _on(self, number: int, _frame: Any) -> None:
         if self._event.is_set():
@@ -137,7 +142,12 @@ class _Ending:
         """Wait for it."""
         self._event.wait(timeout)
 
-    def let_go(self) -> None:
-        """Leave the signals to who comes next."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def hand_over(self) -> None:
+        """Leave the signals to who installs handlers next; what comes before that is passed on to them."""
+        threading.Thread(target=self._pass_on, daemon=True).start()
+
+    def _pass_on(self) -> None:
+        self._event.wait()
+        while signal.getsignal(signal.SIGTERM) == self._on:
+            time.sleep(_POLL)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,21 @@ from typer import Argument, Option
 
 from jobq.cli.made import report
 from jobq.cli.options import AsJson, WaitOptions, WorkOptions, given, read_json, spread
-from jobq.cli.output import ago, cell, note, plain, say, state, write_fields, write_json, write_listing, write_table
+from jobq.cli.output import (
+    ago,
+    cell,
+    note,
+    plain,
+    said,
+    say,
+    state,
+    write_fields,
+    write_json,
+    write_listing,
+    write_table,
+)
 from jobq.cli.session import connected, parse_key
+from jobq.errors import InvalidInput
 
 if TYPE_CHECKING:
     from jobq.models import Workflow
@@ -32,13 +46,19 @@ def apply(
     from jobq.manifest import load_file
 
     with connected(context) as jobq:
-        source: Path | str = typer.get_text_stream("stdin").read() if file == "-" else Path(file)
-        done = jobq.apply(load_file(source, jobq.settings))
+        done = jobq.apply(load_file(_stdin() if file == "-" else Path(file), jobq.settings))
     if as_json:
         write_listing({"what": one.what, "workflow": one.workflow} for one in done)
         return
     for one in done:
         say(f"{one.what:<9} {plain(one.workflow.name)}")
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeError:
+        raise InvalidInput("The input is not UTF-8.", code="invalid_yaml") from None
 
 
 @dataclass(frozen=True)
@@ -120,7 +140,6 @@ def list_workflows(
 
 
 def _status(text: str) -> Any:
-    from jobq.errors import InvalidInput
     from jobq.models import WorkflowStatus
 
     try:
@@ -175,7 +194,7 @@ def _facts(found: Workflow) -> Iterator[tuple[str, object]]:
     yield "created", found.created_at
     yield "updated", found.updated_at
     yield "message", found.message
-    yield "spec", found.spec
+    yield "spec", said(found.spec)
 
 
 @app.command()

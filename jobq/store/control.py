@@ -70,6 +70,8 @@ def pause(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> Non
         )
     if row.status == Status.RUNNING.value:
         raise Conflict("A running job cannot be paused.", code="not_pausable", hint="Cancel it instead.")
+    if row.reason == Reason.PAUSED.value:
+        return
     conn.execute(
         sa.update(jobs)
         .where(jobs.c.id == job_id)
@@ -118,7 +120,7 @@ def pause_queue(conn: Connection, queue: str, actor: str) -> int:
         sa.select(jobs.c.id, jobs.c.attempt)
         .where(jobs.c.queue == queue, jobs.c.next_send_at.is_not(None))
         .order_by(jobs.c.id)
-        .with_for_update(skip_locked=True)  # a row that is being claimed right now is running already
+        .with_for_update()  # claims never wait, and whoever has a row just now is through with it in a moment
     ).all()
     back = Transition(Status.PENDING, Reason.READY)
     put_back(conn, (Change(row.id, Status.QUEUED, row.attempt, back) for row in promoted))

@@ -46,7 +46,7 @@ _IDLE_IN_TRANSACTION_MS = 15_000
 # index scans also mark dead entries, so that the next one skips them; bitmap scans do not. Plans that were cached
 # while the tables were empty cost several times the right ones later. tests/integration/test_plans.py holds this.
 _PLANNER = (
-    "-c plan_cache_mode=force_custom_plan -c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off "
+    "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off "
     "-c enable_mergejoin=off -c max_parallel_workers_per_gather=0 -c jit=off"
 )
 

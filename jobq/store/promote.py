@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from jobq.promotion import Candidate, Load, Turns, choose
 from jobq.states import WAKING, Reason, Status
-from jobq.store.database import id_list, is_one_of, later, now, take_promote_lock
+from jobq.store.database import Json, id_list, is_one_of, later, now, take_promote_lock
 from jobq.store.tables import jobs, queues, tenants, workers, workflows
 
 FIRST_RESEND = 2.0
@@ -69,20 +69,49 @@ def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -
 
 
 def read_load(conn: Connection) -> Load:
-    """What is in flight now, the slots of the live workers, and all limits."""
-    load = Load(slots=worker_slots(conn))
-    for row in conn.execute(_in_flight()):
-        load.queues[row.queue] += row.jobs
-        load.held[row.queue] += row.held
-        load.tenants[row.tenant] += row.jobs
-        load.lanes[row.lane] += row.jobs
-    rows = conn.execute(sa.select(queues)).all()
-    load.paused = frozenset(row.name for row in rows if row.paused_at is not None)
-    load.queue_limits = {row.name: row.limit for row in rows if row.limit is not None}
-    rows = conn.execute(sa.select(tenants)).all()
-    load.weights = {row.name: row.weight for row in rows}
-    load.tenant_limits = {row.name: row.limit for row in rows if row.limit is not None}
+    """What is in flight now, the slots of the live workers, and all limits: one statement, one moment."""
+    load, slots = Load(), Counter[str]()
+    for row in conn.execute(_landscape()):
+        if row.what == "in flight":
+            load.queues[row.name] += row.number
+            load.held[row.name] += row.held
+            load.tenants[row.tenant] += row.number
+            load.lanes[row.lane] += row.number
+        elif row.what == "worker":
+            slots.update(row.offer)
+        elif row.what == "queue":
+            load.paused |= {row.name} if row.held else set()
+            load.queue_limits |= {} if row.number is None else {row.name: row.number}
+        else:
+            load.weights[row.name] = row.weight
+            load.tenant_limits |= {} if row.number is None else {row.name: row.number}
+    load.slots = dict(slots)
     return load
+
+
+@cache
+def _landscape() -> Any:
+    """All that decides who may go, in one shape: each round trip counts while a single job waits."""
+    shape = {
+        "name": sa.Text(), "tenant": sa.Text(), "lane": sa.Text(), "number": sa.Integer(), "held": sa.Integer(),
+        "weight": sa.Float(), "offer": Json,
+    }  # fmt: skip
+
+    def part(what: str, **known: Any) -> Any:
+        columns = (known.get(name, sa.cast(sa.null(), type_)).label(name) for name, type_ in shape.items())
+        return sa.select(sa.literal_column(f"'{what}'").label("what"), *columns)
+
+    is_paused = sa.case((queues.c.paused_at.is_not(None), 1), else_=0)
+    flight = _in_flight().subquery("flight")
+    return sa.union_all(
+        part("worker", offer=workers.c.queues).where(_takes_jobs()),
+        part("queue", name=queues.c.name, number=queues.c.limit, held=is_paused),
+        part("tenant", name=tenants.c.name, number=tenants.c.limit, weight=tenants.c.weight),
+        part(
+            "in flight", name=flight.c.queue, tenant=flight.c.tenant, lane=flight.c.lane, number=flight.c.jobs,
+            held=flight.c.held,
+        ),
+    )  # fmt: skip
 
 
 def worker_slots(conn: Connection) -> dict[str, int]:

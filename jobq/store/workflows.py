@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -69,16 +70,23 @@ def create(conn: Connection, workflow_id: UUID, tenant: str, values: Mapping[str
         "anchor_at": created_at if schedule is None else anchor_of(schedule, created_at),
         "next_fire_at": None if schedule is None else next_slot(schedule, anchor_of(schedule, created_at), created_at),
     }  # fmt: skip
-    try:
-        with conn.begin_nested():
-            conn.execute(sa.insert(workflows).values(**columns))
-    except IntegrityError as error:
-        raise Conflict(
-            f"There is a workflow {values['name']!r} already.", code="name_taken",
-            hint="Update it, or use jobq workflow apply, which does either.",
-        ) from error  # fmt: skip
+    with _name_free(conn, values["name"]):
+        conn.execute(sa.insert(workflows).values(**columns))
     add_event(conn, tenant, f"workflow:{workflow_id}", "create", actor)
     return get(conn, tenant, workflow_id)
+
+
+@contextmanager
+def _name_free(conn: Connection, name: str) -> Iterator[None]:
+    """Write a workflow of this name; Conflict, and nothing else spoiled, if the tenant has another one."""
+    try:
+        with conn.begin_nested():
+            yield
+    except IntegrityError as error:
+        raise Conflict(
+            f"There is a workflow {name!r} already.", code="name_taken",
+            hint="Update it, or use jobq workflow apply, which does either.",
+        ) from error  # fmt: skip
 
 
 def _schedule(values: Mapping[str, Any]) -> Schedule | None:
@@ -136,11 +144,12 @@ def update(conn: Connection, tenant: str | None, workflow_id: UUID, values: Mapp
         columns["anchor_at"] = at if schedule is None else anchor_of(schedule, at)
         if before.status is WorkflowStatus.ACTIVE:
             columns["next_fire_at"] = None if schedule is None else next_slot(schedule, columns["anchor_at"], at)
-    conn.execute(
-        sa.update(workflows)
-        .where(workflows.c.id == workflow_id)
-        .values(**columns, generation=workflows.c.generation + 1, consecutive_failures=0, updated_at=now())
-    )
+    with _name_free(conn, changed.get("name", before.name)):
+        conn.execute(
+            sa.update(workflows)
+            .where(workflows.c.id == workflow_id)
+            .values(**columns, generation=workflows.c.generation + 1, consecutive_failures=0, updated_at=now())
+        )
     if "concurrency" in changed:
         lane = workflow_id.hex if changed["concurrency"] is not None else ""
         conn.execute(

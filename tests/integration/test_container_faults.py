@@ -15,11 +15,10 @@ from jobq.plugins import Stop
 from jobq.states import Reason, Status
 from tests import services
 from tests.containers import IMAGE, Job, containers, create, engine_at, eventually, executor_at, inspect, shell, until
-from workers import orphans
-from workers.container import ContainerExecutor
-from workers.container_config import DEADLINE_LABEL, Claim
-from workers.docker_engine import EngineAway, EngineOverdue, EngineRefused
-from workers.orphans import OrphanReaper
+from workers.container import ContainerExecutor, orphans
+from workers.container.config import DEADLINE_LABEL, Claim
+from workers.container.engine import EngineAway, EngineOverdue, EngineRefused
+from workers.container.orphans import OrphanReaper
 
 COUNT = "for i in $(seq 1 {}); do echo $i; sleep 0.1; done; "
 
@@ -212,12 +211,12 @@ async def test_a_foreign_container_of_our_name_is_left_alone(
 # --- the engine fails ------------------------------------------------------------------------------------------------
 
 
-async def test_an_engine_that_is_away_fails_the_job_and_not_the_worker(docker_engine: services.Docker) -> None:
+async def test_an_engine_that_is_away_sends_the_job_back_at_no_charge(docker_engine: services.Docker) -> None:
     docker_engine.stop()
     async with executor_at(docker_engine.url) as executor:
         assert executor.host is None
         outcome = await executor.execute(shell("true"), Job().ctx)
-        assert (outcome.error_class, outcome.retry) == ("docker_unavailable", True)
+        assert (outcome.reason, outcome.error_class) == (Reason.REQUEUED, "docker_unavailable")
         assert "JOBQ_DOCKER_HOST" in outcome.message
         docker_engine.start()
         await eventually(lambda: executor.host)  # without a job that asks for it

@@ -18,13 +18,12 @@ from jobq.errors import Misconfigured
 from jobq.plugins import Context, JobRef
 from jobq.specs import Container, MiB
 from jobq.states import Reason, Status
-from workers import container_files as files
-from workers import container_refusals as refusals
-from workers.container_config import Claim, create_body, taken_over
-from workers.container_end import Ended, Why, outcome, size
-from workers.container_log import ContainerLog
-from workers.container_usage import Usage
-from workers.docker_engine import DockerEngine, EngineAway, EngineOverdue, EngineRefused, split_image
+from workers.container import files, refusals
+from workers.container.config import Claim, create_body, taken_over
+from workers.container.end import Ended, Why, outcome, size
+from workers.container.engine import DockerEngine, EngineAway, EngineOverdue, EngineRefused, split_image
+from workers.container.log import ContainerLog
+from workers.container.usage import Usage
 
 JOB = JobRef(UUID(int=7), 2, "acme", "CONTAINER", "nightly", "container", "MANUAL", 30.0)
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

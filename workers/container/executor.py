@@ -1,6 +1,6 @@
 """The executor of CONTAINER jobs: one Docker container per attempt, on the engine at ``JOBQ_DOCKER_HOST``.
 
-Read ``container_run.py`` for the life of one attempt. A container survives its worker: ``host`` names the engine
+Read ``run.py`` for the life of one attempt. A container survives its worker: ``host`` names the engine
 that it lives on, and ``recover`` takes it over on another worker of that engine.
 """
 
@@ -16,8 +16,8 @@ from jobq.models import Outcome
 from jobq.plugins import BUILT_IN, Context, Kind
 from jobq.settings import Settings
 from jobq.specs import Container
-from workers.container_run import ContainerRun, Place
-from workers.docker_engine import PATIENCE, DockerEngine, EngineError
+from workers.container.engine import PATIENCE, DockerEngine, EngineError
+from workers.container.run import ContainerRun, Place
 
 STARTS = min(32, 4 * (os.cpu_count() or 1))
 """Starts in flight at once: about four per core keep an engine busy, more only wait inside it."""

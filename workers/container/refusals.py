@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from jobq.models import Outcome
 from jobq.states import Reason
-from workers.docker_engine import EngineAway, EngineError, EngineOverdue, EngineRefused
+from workers.container.engine import EngineAway, EngineError, EngineOverdue, EngineRefused
 
 _RUNTIME_NOISE = (
     "failed to create shim task: ",
@@ -23,6 +25,8 @@ _HOPELESS = (
     "unable to find group",
 )
 
+AWAY_PAUSE = timedelta(seconds=10)
+
 
 def _plain(message: str) -> str:
     """The engine's sentence without the layers that passed it on."""
@@ -32,9 +36,14 @@ def _plain(message: str) -> str:
 
 
 def before_start(error: EngineError) -> Outcome:
-    """The engine failed before the container ran: nothing happened, and another try may do."""
-    hint = "; start it, or point JOBQ_DOCKER_HOST to it" if isinstance(error, EngineAway) else ""
-    return Outcome.failed(f"{error}{hint}", error_class=error.error_class)
+    """The engine failed before the container ran: nothing happened, and another try may do.
+
+    An engine that is away is no fault of the job: it goes back to the queue, at no charge.
+    """
+    if isinstance(error, EngineAway):
+        message = f"{error}; start it, or point JOBQ_DOCKER_HOST to it"
+        return Outcome.requeued(AWAY_PAUSE, message, error_class=error.error_class)
+    return Outcome.failed(str(error), error_class=error.error_class)
 
 
 def while_running(error: EngineError) -> Outcome:

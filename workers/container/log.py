@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from jobq.plugins import Context
-from workers.docker_engine import DockerEngine, EngineError, EngineRefused
+from workers.container.engine import DockerEngine, EngineError, EngineRefused
 
 log = logging.getLogger(__name__)
 

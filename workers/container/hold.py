@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from workers.container_config import ENV_LABEL, JOB_LABEL, Claim, taken_over
-from workers.docker_engine import DockerEngine, EngineAway, EngineRefused
+from workers.container.config import ENV_LABEL, JOB_LABEL, Claim, taken_over
+from workers.container.engine import DockerEngine, EngineAway, EngineRefused
 
 T = TypeVar("T")
 

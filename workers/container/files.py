@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from jobq.plugins import JobRef
 from jobq.specs import Container, MiB
-from workers.docker_engine import DockerEngine, EngineRefused
+from workers.container.engine import DockerEngine, EngineRefused
 
 SECRETS = "/run/secrets"
 DETAILS = "/jobq/job_details.json"

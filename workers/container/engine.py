@@ -163,6 +163,14 @@ class DockerEngine:
             return False
         return True
 
+    async def import_image(self, image: str, tar: bytes) -> None:
+        """Make an image of a root file system."""
+        name, tag = split_image(image)
+        kind = {"Content-Type": "application/x-tar"}
+        await self._call(
+            "POST", f"/images/create?fromSrc=-&repo={quote(name)}&tag={quote(tag)}", data=tar, headers=kind
+        )
+
     async def pull(self, image: str, *, deadline: float) -> None:
         """Pull an image within ``deadline`` seconds. EngineRefused: the registry or the engine said no."""
         name, tag = split_image(image)

@@ -19,14 +19,13 @@ from jobq.models import Outcome
 from jobq.plugins import Context, Stop
 from jobq.settings import Settings
 from jobq.specs import Container
-from workers import container_files as files
-from workers import container_refusals as refusals
-from workers.container_config import Claim, create_body
-from workers.container_end import Ended, Why, instant, outcome
-from workers.container_hold import Gone, Hold, NameTaken, to_the_end
-from workers.container_log import ContainerLog
-from workers.container_usage import Usage
-from workers.docker_engine import DockerEngine, EngineAway, EngineError, EngineOverdue, EngineRefused
+from workers.container import files, refusals
+from workers.container.config import Claim, create_body
+from workers.container.end import Ended, Why, instant, outcome
+from workers.container.engine import DockerEngine, EngineAway, EngineError, EngineOverdue, EngineRefused
+from workers.container.hold import Gone, Hold, NameTaken, to_the_end
+from workers.container.log import ContainerLog
+from workers.container.usage import Usage
 
 LOOK_EVERY = 1.0
 END_AFTER_STOP = 10.0
@@ -227,7 +226,7 @@ class ContainerRun:
         try:
             await self._log.drain(follower)
         except (EngineError, TimeoutError) as error:
-            self.ctx.log(f"the end of the container's log could not be read: {error or 'the engine is too slow'}")
+            self.ctx.log(f"the end of the container's log could not be read: {str(error) or 'the engine is too slow'}")
         if self.hold.engine_lost:  # what the container writes meanwhile, nobody reads
             self.ctx.log("the Docker engine was away while the container ran: some of its output may be missing")
         self._save()

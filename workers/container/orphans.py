@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from workers.container_config import DEADLINE_LABEL, ENV_LABEL, Claim
-from workers.docker_engine import DockerEngine, EngineError, Listed
+from workers.container.config import DEADLINE_LABEL, ENV_LABEL, Claim
+from workers.container.engine import DockerEngine, EngineError, Listed
 
 log = logging.getLogger(__name__)
 
