@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobq.client import JobQ
 from jobq.embedded import Embedded
-from jobq.errors import InvalidInput, JobQError
+from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound
 from jobq.models import Outcome, Step
 from jobq.plugins import Context, JobRef, Kind, Stop
 from jobq.settings import EMBEDDED, Settings
@@ -50,19 +51,18 @@ def running(settings: Settings | None = None, *, queues: Mapping[str, int] | Non
     from jobq.store.migrations import upgrade
 
     with tempfile.TemporaryDirectory(prefix="jobq-") as folder:
-        own = (settings or Settings()).model_copy(
-            update={"database_url": f"sqlite:///{Path(folder, 'jobq.db')}", "broker_url": EMBEDDED}
+        given = settings or Settings.load()
+        own = given.model_copy(
+            update={
+                "database_url": f"sqlite:///{Path(folder, 'jobq.db')}",
+                "broker_url": EMBEDDED,
+                "drain_timeout": min(given.drain_timeout, timedelta(seconds=2)),
+            }
         )
         with JobQ(settings=own) as jobq:
             upgrade(jobq.database)
-            with Embedded(_impatient(own), queues):
+            with Embedded(own, queues):
                 yield jobq
-
-
-def _impatient(settings: Settings) -> Settings:
-    from datetime import timedelta
-
-    return settings.model_copy(update={"drain_timeout": min(settings.drain_timeout, timedelta(seconds=2))})
 
 
 # --- executors -------------------------------------------------------------------------------------------------------
@@ -99,9 +99,9 @@ def run_executor(
     """
 
     async def run() -> Ran:
-        async with _opened(executor, settings or Settings()):
+        async with _opened(executor, settings or Settings.load()):
             return await _attempt(
-                executor, spec, timeout=timeout, stop_after=stop_after, state=state, secrets=secrets
+                executor, spec, seconds=timeout, stop_after=stop_after, state=state, secrets=secrets
             )  # fmt: skip
 
     return asyncio.run(run())
@@ -122,16 +122,16 @@ async def _attempt(
     executor: Any,
     spec: Spec | dict[str, Any],
     *,
-    timeout: float | None = None,
+    seconds: float | None = None,
     stop_after: float | None = None,
     state: Any = None,
     secrets: Mapping[str, str] | None = None,
 ) -> Ran:
     kind: Kind = executor.kind
-    if timeout is None and kind.timeout is not None:
-        timeout = kind.timeout.total_seconds()
+    if seconds is None and kind.timeout is not None:
+        seconds = kind.timeout.total_seconds()
     job = JobRef(
-        new_id(), 1, "default", kind.name, "test", kind.queue, Trigger.MANUAL.value, timeout, state=state
+        new_id(), 1, "default", kind.name, "test", kind.queue, Trigger.MANUAL.value, seconds, state=state
     )  # fmt: skip
     log = _Log()
     ran = Ran(Outcome.lost())
@@ -142,7 +142,7 @@ async def _attempt(
     try:
         checked = spec if isinstance(spec, Spec) else parse(kind.spec, spec, "/spec")
         ran.outcome = await _until_its_end(executor, checked, ctx, stop_after)
-    except JobQError as error:
+    except (InvalidInput, Forbidden, NotFound, Misconfigured) as error:
         ran.outcome = Outcome.invalid(str(error))
     except Exception as error:  # noqa: BLE001  what an executor raises is an outcome
         ran.outcome = Outcome.failed(f"{type(error).__name__}: {error}", error_class=type(error).__name__)
@@ -172,8 +172,9 @@ async def _until_its_end(executor: Any, spec: Spec, ctx: Context, stop_after: fl
         if not done:
             work.cancel()
             await asyncio.wait({work})
-            return Outcome.timed_out(f"timed out after {ctx.job.timeout:g} s")
-        outcome: Outcome = Outcome.stopped() if work.cancelled() else work.result()
+        if work.cancelled():
+            return Outcome.stopped() if done else Outcome.timed_out(f"timed out after {ctx.job.timeout:g} s")
+        outcome: Outcome = work.result()
         return outcome
     finally:
         for timer in timers:

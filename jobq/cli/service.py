@@ -54,6 +54,7 @@ def scheduler(context: typer.Context, log_format: LogFormat = "auto") -> None:
 def run_worker(context: typer.Context, queues: str, log_format: str) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit code."""
     ending = _Ending()
+    require_own("workers")
     wanted = load("workers.slots").parse_queues(queues)
     settings = _prepare(context, "worker", log_format, ending)
     if ending.came():

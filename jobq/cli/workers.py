@@ -27,6 +27,8 @@ def worker(
 ) -> None:
     """Run a worker: jobq worker -Q container:8,heartbeat:2000. It drains at SIGTERM or Ctrl-C."""
     if context.invoked_subcommand is not None:
+        if queues is not None:
+            raise typer.BadParameter(f"it runs a worker, and {context.invoked_subcommand} is a command", param_hint="-Q")
         return
     wanted = queues or os.environ.get("JOBQ_QUEUES")
     if wanted is None:

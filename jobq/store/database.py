@@ -38,6 +38,7 @@ POSTGRESQL = "postgresql"
 _INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 _NO_SCHEMA = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
+_DAMAGED = frozenset({"file is not a database", "database disk image is malformed"})  # SQLite
 _STATEMENT_TIMEOUT_MS = 30_000
 _IDLE_IN_TRANSACTION_MS = 15_000
 # Statistics of a queue are stale by nature: a second ago a thousand rows were QUEUED, now none is, and the table has
@@ -274,7 +275,8 @@ def _translated() -> Iterator[None]:
     except (OperationalError, InterfaceError) as error:
         raise _translate(error) from error
     except DBAPIError as error:
-        if _sqlstate(error) in _SERIALIZATION_FAILURES | _NO_SCHEMA or error.connection_invalidated:
+        known = _sqlstate(error) in _SERIALIZATION_FAILURES | _NO_SCHEMA or str(error.orig) in _DAMAGED
+        if known or error.connection_invalidated:
             raise _translate(error) from error
         raise
 
@@ -304,15 +306,21 @@ def _parse(url: str) -> URL:
         parsed = make_url(url)
         if parsed.drivername in {"postgres", "postgresql"}:
             parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in {POSTGRESQL, "sqlite"}:
+            raise _unknown()
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
-        raise Misconfigured(
-            "JOBQ_DATABASE_URL is no address of a database that jobq knows.",
-            hint="Write postgresql://user@host/name or sqlite:////absolute/path.db",
-        ) from error
+        raise _unknown() from error
     except ImportError as error:
         raise _driver_missing() from error
     return parsed
+
+
+def _unknown() -> Misconfigured:
+    return Misconfigured(
+        "JOBQ_DATABASE_URL is no address of a database that jobq knows.",
+        hint="Write postgresql://user@host/name or sqlite:////absolute/path.db",
+    )
 
 
 def _driver_missing() -> Misconfigured:
@@ -338,11 +346,21 @@ def _engine(url: URL, pool_size: int, application: str) -> Engine:
         except ImportError as error:
             raise _driver_missing() from error
     if url.database and url.database != ":memory:":
-        Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder(Path(url.database).expanduser().parent)
     engine = sa.create_engine(url, pool_size=pool_size, max_overflow=4, connect_args={"timeout": 10})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise Misconfigured(
+            f"The folder of the database, {str(folder)!r}, cannot be made: {error.strerror}.",
+            hint="Set JOBQ_DATABASE_URL to a place that this user may write to.",
+        ) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -113,6 +113,8 @@ def _put_back(dialect: str) -> Any:
     """RUNNING or QUEUED → PENDING, only while nobody asked for anything but to run the job."""
     change = incoming(dialect, "changes", _CHANGE_COLUMNS)
     waits = change.c.due_in.is_not(None)
+    # What was only on its way (a drain, a closed queue) keeps its place; what a target did not take goes behind others.
+    ready_at = sa.case((change.c.requeued > 0, now()), else_=sa.func.coalesce(jobs.c.ready_at, now()))
     return (
         sa.update(jobs)
         .where(_guarded(change), jobs.c.desired == "RUN")
@@ -120,7 +122,7 @@ def _put_back(dialect: str) -> Any:
             status=change.c.status, reason=change.c.reason, message=change.c.message,
             error_class=change.c.error_class, failures=jobs.c.failures + change.c.charged,
             requeues=jobs.c.requeues + change.c.requeued,
-            due_at=sa.case((waits, later(change.c.due_in))), ready_at=sa.case((waits, sa.null()), else_=now()),
+            due_at=sa.case((waits, later(change.c.due_in))), ready_at=sa.case((waits, sa.null()), else_=ready_at),
             queued_at=None, started_at=None, next_send_at=None, sends=0, worker_id=None, host=None,
         )
         .returning(jobs.c.id)

@@ -351,3 +351,20 @@ def test_a_job_of_a_paused_queue_that_runs_may_end(store: Store, worker: UUID) -
     store.do(control.pause_queue, "noop", "ann")
     store.end(worker, job)
     assert store.state(job.id) == "COMPLETED·succeeded"
+
+
+def test_a_drained_job_goes_on_before_those_that_came_after_it(store: Store, worker: UUID) -> None:
+    job = store.running_one(worker)
+    younger = store.enqueue_one()
+    store.pretend(job.id, ready_at=-60)
+    store.end(worker, job, Outcome.stopped(), drained=True)
+    assert store.promote()["noop"] == [job.id, younger]
+
+
+def test_a_job_that_its_target_did_not_take_goes_behind_those_that_wait(store: Store, worker: UUID) -> None:
+    job = store.running_one(worker)
+    other = store.enqueue_one()
+    store.pretend(job.id, ready_at=-60)
+    store.pretend(other, ready_at=-30)
+    store.end(worker, job, Outcome.requeued(timedelta(0), "not now"))
+    assert store.promote()["noop"] == [other, job.id]
