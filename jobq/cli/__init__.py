@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from jobq.cli import (
     configuration,
@@ -30,8 +31,22 @@ from jobq.cli.problems import tell, tell_defect, tell_usage
 from jobq.cli.session import Session
 from jobq.errors import JobQError
 
+_ORDER = (
+    "enqueue", "job", "workflow", "queue", "tenant", "secret", "dev", "scheduler", "worker", "db", "prune", "config",
+    "doctor",
+)  # fmt: skip
+
+
+class _Commands(TyperGroup):
+    """The help lists them in the order in which people meet them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=lambda name: _ORDER.index(name) if name in _ORDER else 99)
+
+
 app = typer.Typer(
     name="jobq",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode=None,  # panels take three times as long to come up
     pretty_exceptions_enable=False,

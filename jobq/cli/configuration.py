@@ -27,7 +27,7 @@ def config(context: typer.Context, as_json: AsJson = False) -> None:
         write_json({"file": str(file) if said else None, "values": values, "sources": sources})
         return
     rows = ((name, sources[name], cell("" if value is None else value)) for name, value in values.items())
-    write_table(("SETTING", "FROM", "VALUE"), rows, empty="")
+    write_table(("SETTING", "FROM", "VALUE"), rows, empty="", cut="VALUE")
     note(f"File: {file}" + ("" if said else " (not there, or empty)"))
 
 

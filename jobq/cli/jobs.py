@@ -73,7 +73,7 @@ def list_jobs(
         write_listing(page.items, page.next_cursor)
         return
     head = ("ID", "STATUS", "KIND", "NAME", "CREATED", "TOOK")
-    write_table(head, map(_row, page.items), empty="No job matches.")
+    write_table(head, map(_row, page.items), empty="No job matches.", cut="NAME", drop=("TOOK", "KIND"))
     if page.next_cursor:
         note(f"There are more: --cursor {page.next_cursor}")
 

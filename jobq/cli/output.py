@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 import typer
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 BROKEN_PIPE = 141
 """What a shell reports of a program that SIGPIPE ended: the reader went away, which is no error of ours."""
 _PIPED_WIDTH = 100_000
+_GAP = 2
+_SHORTEST_CUT = 8
+_UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 _STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _COLORS = {
     "COMPLETED": "green", "FAILED": "red", "CANCELED": "yellow", "RUNNING": "cyan", "QUEUED": "blue",
@@ -58,7 +61,8 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PIPED_WIDTH
-    return Ours(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Ours(file=stream, width=width, color_system=colors, highlight=False, markup=False, emoji=False)
 
 
 def say(text: str | Text = "", *, stderr: bool = False) -> None:
@@ -132,25 +136,47 @@ def write_listing(items: Iterable[Any], next_cursor: str | None = None) -> None:
 # --- for people ------------------------------------------------------------------------------------------------------
 
 
-def write_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, whole: int = 1) -> None:
-    """A table without frames; the first ``whole`` columns are never cut, so that ids can be copied."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number, name in enumerate(head):
-        table.add_column(name, no_wrap=True, overflow="ignore" if number < whole else "ellipsis")
-    for row in rows:
-        table.add_row(*(cell(value) for value in row))
-    if not table.row_count:
+def write_table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, cut: str = "", drop: Sequence[str] = ()
+) -> None:
+    """A table without frames. Where a terminal is too narrow, columns in ``drop`` are left out one after the other,
+    then the column ``cut`` is shortened: ids stay whole, so that they can be copied.
+    """
+    cells = [[cell(value) for value in row] for row in rows]
+    if not cells:
         note(empty)
         return
-    for number in range(whole):
-        longest = max(len(str(text)) for text in table.columns[number].cells)
-        table.columns[number].min_width = longest
+    widths = {name: max(len(name), *(row[n].cell_len for row in cells)) for n, name in enumerate(head)}
     out = console()
-    with out.capture() as drawn:
-        out.print(table)
-    write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+    for name in drop:
+        if _width(widths) > out.width:
+            del widths[name]
+    if cut in widths:
+        widths[cut] = max(min(widths[cut], widths[cut] + out.width - _width(widths)), _SHORTEST_CUT)
+    lines = [_line([cell(name) for name in head], head, widths)]
+    lines[0].stylize("bold")
+    lines += [_line(row, head, widths) for row in cells]
+    from rich.text import Text
+
+    say(Text("\n").join(lines))
+
+
+def _width(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + _GAP * (len(widths) - 1)
+
+
+def _line(row: Sequence[Text], head: Sequence[str], widths: Mapping[str, int]) -> Text:
+    from rich.text import Text
+
+    line = Text()
+    for name, text in zip(head, row, strict=True):
+        if name in widths:
+            line.append(" " * _GAP if line else "")
+            shown = text.copy()
+            shown.truncate(widths[name], overflow="ellipsis", pad=True)
+            line.append_text(shown)
+    line.rstrip()
+    return line
 
 
 def write_fields(pairs: Iterable[tuple[str, object]]) -> None:
@@ -195,18 +221,16 @@ def state(status: object, reason: object = None) -> Text:
     return Text(text, _COLORS.get(str(status), ""))
 
 
-def duration(seconds: float) -> str:
-    """``85 ms``, ``3.2 s``, ``4 min 5 s``, ``2 h 3 min``, ``3 d 4 h``."""
+def duration(seconds: float, *, roughly: bool = False) -> str:
+    """``85 ms``, ``3.2 s``, ``4 min 5 s``, ``2 h 3 min``, ``3 d 4 h``; roughly: ``4 min``."""
     if seconds < 1:
         return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms".replace(".0 ms", " ms")
     if seconds < 60:
-        return f"{seconds:.1f} s".replace(".0 s", " s")
+        return f"{seconds:.{0 if roughly else 1}f} s".replace(".0 s", " s")
     whole = round(seconds)
-    for size, unit, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {unit}" + (f" {rest} {part}" if rest else "")
-    raise AssertionError("unreachable")
+    size, unit, smaller, part = next(step for step in _UNITS if whole >= step[0])
+    rest = 0 if roughly else whole % size // smaller
+    return f"{whole // size} {unit}" + (f" {rest} {part}" if rest else "")
 
 
 def count(number: int, noun: str) -> str:
@@ -219,7 +243,9 @@ def ago(value: datetime | None) -> str | None:
     if value is None:
         return None
     passed = (datetime.now(UTC) - value).total_seconds()
-    return f"in {duration(-passed)}" if passed < -1 else f"{duration(max(round(passed), 1))} ago"
+    if passed < -1:
+        return f"in {duration(-passed, roughly=True)}"
+    return f"{duration(max(round(passed), 1), roughly=True)} ago"
 
 
 def took(began: datetime | None, ended: datetime | None) -> str | None:

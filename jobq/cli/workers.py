@@ -28,7 +28,9 @@ def worker(
     """Run a worker: jobq worker -Q container:8,heartbeat:2000. It drains at SIGTERM or Ctrl-C."""
     if context.invoked_subcommand is not None:
         if queues is not None:
-            raise typer.BadParameter(f"it runs a worker, and {context.invoked_subcommand} is a command", param_hint="-Q")
+            raise typer.BadParameter(
+                f"it runs a worker, and {context.invoked_subcommand} is a command", param_hint="-Q"
+            )
         return
     wanted = queues or os.environ.get("JOBQ_QUEUES")
     if wanted is None:
@@ -55,7 +57,9 @@ def list_workers(
         for one in found
     )  # fmt: skip
     head = ("ID", "STATE", "NAME", "QUEUES", "RUNNING", "STARTED", "SEEN")
-    write_table(head, rows, empty="No worker lives. Start one: jobq worker -Q heartbeat:100")
+    write_table(
+        head, rows, empty="No worker lives. Start one: jobq worker -Q heartbeat:100", cut="QUEUES", drop=("STARTED",)
+    )
 
 
 @app.command()

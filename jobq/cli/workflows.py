@@ -134,7 +134,13 @@ def list_workflows(
         for one in page.items
     )
     head = ("NAME", "STATUS", "KIND", "SCHEDULE", "NEXT", "FAILURES")
-    write_table(head, rows, empty="There is no workflow. jobq workflow apply -f FILE makes some.")
+    write_table(
+        head,
+        rows,
+        empty="There is no workflow. jobq workflow apply -f FILE makes some.",
+        cut="SCHEDULE",
+        drop=("KIND",),
+    )
     if page.next_cursor:
         note(f"There are more: --cursor {page.next_cursor}")
 

@@ -41,9 +41,12 @@ def prune(conn: Connection, retention: float, limit: int = 1000) -> int:
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)
     )
-    ids = id_list(dialect, rows.scalars())
+    old = rows.scalars().all()
+    ids = id_list(dialect, old)
     for table in _OF_JOBS:
         conn.execute(sa.delete(table).where(is_one_of(dialect, table.c.job_id, "ids")), {"ids": ids})
+    subjects = {"subjects": id_list(dialect, (f"job:{job_id}" for job_id in old))}
+    conn.execute(sa.delete(events).where(is_one_of(dialect, events.c.subject, "subjects")), subjects)
     done: Any = conn.execute(sa.delete(jobs).where(is_one_of(dialect, jobs.c.id, "ids")), {"ids": ids})
     _prune_rest(conn, retention)
     return int(done.rowcount)
@@ -51,7 +54,8 @@ def prune(conn: Connection, retention: float, limit: int = 1000) -> int:
 
 def _prune_rest(conn: Connection, retention: float) -> None:
     conn.execute(sa.delete(requests).where(requests.c.created_at < later(-REQUESTS_KEPT)))
-    conn.execute(sa.delete(events).where(events.c.at < later(-retention)))
+    # Those of a job go with it; its workflow may keep it longer.
+    conn.execute(sa.delete(events).where(events.c.at < later(-retention), ~events.c.subject.startswith("job:")))
     conn.execute(sa.delete(schedulers).where(schedulers.c.renewed_at < later(-3600)))
     held = sa.exists().where(jobs.c.worker_id == workers.c.id)
     conn.execute(sa.delete(workers).where(workers.c.dead_at < later(-retention), ~held))

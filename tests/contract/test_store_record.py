@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from jobq.models import Outcome, Step
 from jobq.retry import RetryPolicy
@@ -368,3 +369,27 @@ def test_a_job_that_its_target_did_not_take_goes_behind_those_that_wait(store: S
     store.pretend(other, ready_at=-30)
     store.end(worker, job, Outcome.requeued(timedelta(0), "not now"))
     assert store.promote()["noop"] == [other, job.id]
+
+
+# --- data that no database takes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("message", "kept"), [("a\x00b", "a\\x00b"), ("a\udcffb", "a\\udcffb"), ("\ud800", "\\ud800")])
+def test_a_message_may_hold_what_no_text_column_takes(store: Store, worker: UUID, message: str, kept: str) -> None:
+    final, retried = store.running(worker, 2)
+    store.record(worker, ended(final, failed(message, retry=False)), ended(retried, failed(message)))
+    for job in (final, retried):
+        assert store.job(job.id).message == kept
+        assert store.attempts(job.id)[0].message == kept
+
+
+@pytest.mark.parametrize("result", [float("nan"), {"a": [float("inf")]}, {1, 2}], ids=["nan", "inf", "set"])
+def test_a_result_that_is_no_json_is_refused_as_such_and_nothing_is_written(
+    store: Store, worker: UUID, result: Any
+) -> None:
+    """The recorder halves a batch on such an error; one that looks like an outage it would repeat for ever."""
+    job, other = store.running(worker, 2)
+    with pytest.raises((ValueError, TypeError, sa.exc.DBAPIError)) as refused:
+        store.record(worker, ended(job, Outcome.succeeded(result)), ended(other))
+    assert not isinstance(refused.value, sa.exc.OperationalError)
+    assert store.states([job.id, other.id]) == ["RUNNING·executing"] * 2
