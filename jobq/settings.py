@@ -158,7 +158,8 @@ class Settings(BaseSettings):
             raise _bad_setting(f"The setting JOBQ_{name} is wrong: {_lowered(first['msg'])}", hint) from None
         except SettingsError as error:
             hint = "In the environment, lists and objects are written as JSON."
-            raise _bad_setting(f"A setting is wrong: {_lowered(str(error))}", hint) from None
+            name = str(error).partition('"')[2].partition('"')[0].upper()
+            raise _bad_setting(f"The setting JOBQ_{name} is wrong: it is no JSON", hint) from None
         except (OSError, ValueError) as error:  # TOMLDecodeError, UnicodeDecodeError
             raise _bad_setting(f"The file of settings {str(file)!r} cannot be read: {error}") from None
 

@@ -15,6 +15,9 @@ _STANDBY = 0.5
 _BUSY = 0.02
 _FULL = 0.05
 """Seconds to the next tick: nothing is ready; another scheduler promotes; more is ready; all room is taken."""
+_FALL_ASLEEP = 4.0
+"""By how much the pauses grow when nothing is ready any more. Enqueuers announce their commits at most every 20 ms:
+one that comes right behind another may be silent, and is found by these looks."""
 _WINDOW = 0.3
 """Seconds over which ended jobs count as room: while the next hints travel, as many will have ended again."""
 
@@ -27,6 +30,7 @@ class Promoter:
         self._publish = publish
         self._cursor = Cursor()
         self._flow = Flow()
+        self._pause = _IDLE
 
     def tick(self) -> float:
         """One round; returns the seconds until the next (a wake-up shortens them)."""
@@ -38,8 +42,12 @@ class Promoter:
             self._publish(queue, ids)
         self._flow.note(done)
         if done.batches:
-            return _BUSY
-        return _FULL if done.more else _IDLE
+            self._pause = _BUSY
+        elif done.more:
+            self._pause = _FULL
+        else:
+            self._pause = min(self._pause * _FALL_ASLEEP, _IDLE)
+        return self._pause
 
 
 class Flow:

@@ -38,8 +38,9 @@ class Scheduler:
         self._database = database or Database(settings.database_url, application="jobq-scheduler")
         self._broker = broker or CeleryBroker(settings)
         self._publisher = Publisher(self._broker, settings.hints_per_message)
-        promoter = Promoter(self._database, self._publisher.offer)
-        self._promotion = Loop("promote", promoter.tick)
+        self._promoter = Promoter(self._database, self._publisher.offer)
+        self._promotion = Loop("promote", self._promote)
+        self._announced = False
         ready = self._promotion.wake
         reaper = Reaper(
             self._database,
@@ -81,8 +82,16 @@ class Scheduler:
         self._database.close()
 
     def _on_commit(self) -> None:
+        self._announced = True
         self._promotion.wake()
-        self._waking.wake()
+
+    def _promote(self) -> float:
+        """Promotion, and only then a look at what waits for its time: side by side they hold each other up."""
+        seconds = self._promoter.tick()
+        if self._announced:
+            self._announced = False
+            self._waking.wake()
+        return seconds
 
     def _say_alive(self) -> float:
         self._database.run(lambda conn: scheduler_seen(conn, self._id, self._name, version("jobq")))

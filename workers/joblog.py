@@ -17,6 +17,11 @@ _MAX_LINES_PER_CHUNK = 2000
 _CUT = "… [cut: the line is longer than 16 KiB]"
 
 
+def _size(text: str) -> int:
+    """Bytes of a line with its newline."""
+    return (len(text) if text.isascii() else len(text.encode())) + 1
+
+
 @dataclass(slots=True)
 class _Partial:
     """A line that has not ended yet. ``skipping``: it was cut, and the rest of it is dropped."""
@@ -53,6 +58,7 @@ class JobLog:
         self._tail: deque[tuple[int, str, str]] = deque()
         self._tail_bytes = 0
         self._tail_first = 0
+        self._overrun = False  # lines of the tail were dropped before they were ever flushed
         self._stored: deque[tuple[int, int]] = deque()
         self._stored_bytes = 0
         self._dropped = 0
@@ -90,7 +96,7 @@ class JobLog:
         partial.parts, partial.size, partial.skipping = [], 0, False
 
     def _add(self, text: str, stream: str) -> None:
-        line, size = (time.time_ns() // 1000, stream, text), len(text) + 1
+        line, size = (time.time_ns() // 1000, stream, text), _size(text)
         if self._seam is None and size <= self._head_left:
             self._head.append(line)
             self._head_left -= size
@@ -104,10 +110,11 @@ class JobLog:
         self._tail_bytes += size
         self._next += 1
         while self._tail_bytes > self._tail_budget and len(self._tail) > 1:
-            gone = len(self._tail.popleft()[2]) + 1
+            gone = _size(self._tail.popleft()[2])
             self._tail_bytes -= gone
             self._dropped += gone
             self._tail_first += 1
+            self._overrun = True
 
     def flush(self) -> Flushed:
         """What has come since the last flush."""
@@ -123,13 +130,20 @@ class JobLog:
         return flushed
 
     def _flush_tail(self, flushed: Flushed) -> None:
+        if self._overrun:  # what is stored is older than what was dropped: kept, it would leave a hole in the tail
+            self._drop_stored(flushed, 0)
+            self._overrun = False
         chunks = self._chunks(self._tail_first, list(self._tail))
         flushed.chunks += chunks
         self._stored.extend((chunk.first_line, chunk.bytes) for chunk in chunks)
         self._stored_bytes += sum(chunk.bytes for chunk in chunks)
         self._tail.clear()
         self._tail_bytes = 0
-        while len(self._stored) > 1 and self._stored_bytes - self._stored[0][1] >= self._tail_budget:
+        self._drop_stored(flushed, max(self._tail_budget, 1))  # the newest chunk stays
+
+    def _drop_stored(self, flushed: Flushed, keep: int) -> None:
+        """Remove the oldest stored chunks of the tail, as far as the others hold ``keep`` bytes."""
+        while self._stored and self._stored_bytes - self._stored[0][1] >= keep:
             first_line, size = self._stored.popleft()
             self._stored_bytes -= size
             self._dropped += size
@@ -154,7 +168,7 @@ class JobLog:
         return [
             Chunk(
                 self._job_id, self._attempt, first_line + start,
-                sum(len(line[2]) + 1 for line in lines[start : start + _MAX_LINES_PER_CHUNK]),
+                sum(_size(line[2]) for line in lines[start : start + _MAX_LINES_PER_CHUNK]),
                 lines[start : start + _MAX_LINES_PER_CHUNK],
             )
             for start in range(0, len(lines), _MAX_LINES_PER_CHUNK)

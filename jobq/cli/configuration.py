@@ -15,7 +15,10 @@ from jobq.cli.session import session
 
 
 def config(context: typer.Context, as_json: AsJson = False) -> None:
-    """The effective settings, and where each comes from; passwords and keys are masked."""
+    """The effective settings and where each comes from.
+
+    Passwords and keys are masked.
+    """
     from jobq.settings import config_file
 
     own = session(context)

@@ -11,7 +11,20 @@ from typer import Argument, Option
 
 from jobq.cli.made import report, tell_end, wait_for
 from jobq.cli.options import AsJson, WaitOptions, given, spread
-from jobq.cli.output import ago, instant, note, plain, say, state, took, write, write_json, write_listing, write_table
+from jobq.cli.output import (
+    ago,
+    instant,
+    note,
+    plain,
+    say,
+    state,
+    took,
+    write,
+    write_bytes,
+    write_json,
+    write_listing,
+    write_table,
+)
 from jobq.cli.session import connected, parse_id, parse_key
 from jobq.states import Reason, Status, Trigger
 
@@ -155,6 +168,32 @@ def _write_lines(lines: Iterator[LogLine], options: LogOptions) -> None:
             write_json(line, indent=None)
         else:
             write(options.shown(line))
+
+
+@app.command()
+def artifacts(
+    context: typer.Context,
+    job: Id,
+    name: Annotated[
+        str | None, Argument(metavar="[NAME]", help="Write this file to stdout.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The files that the job left; with a name, the content of one."""
+    with connected(context) as jobq:
+        job_id = parse_id(job)
+        if name is not None:
+            write_bytes(jobq.artifact(job_id, name))
+            return
+        found = jobq.artifacts(job_id)
+    if as_json:
+        write_listing(found)
+    else:
+        write_table(
+            ("ARTIFACT", "BYTES", "ATTEMPT"),
+            ((one.name, one.size, one.attempt) for one in found),
+            empty="It left no file.",
+        )
 
 
 @app.command()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from jobq.cli.output import duration, plain, state
+from jobq.errors import NotFound
 from jobq.models import Job, Workflow, WorkflowStatus
 from jobq.states import Reason, Status
 from jobq.store import jobs, workflows
@@ -28,6 +30,8 @@ _NEWEST = 200
 _WORKFLOWS = 40
 _LINES = 40
 """Jobs looked at, workflows shown, and lines written at most, per second."""
+_FOLLOWED = 2000
+"""Jobs that have not ended of which the end will be told, at most."""
 _NO_FILTER = JobFilter()
 
 
@@ -52,7 +56,7 @@ class Watch:
     failed: Counter[UUID] = field(default_factory=Counter)
     last: dict[UUID, Job] = field(default_factory=dict)
     """Per workflow, since the start: jobs that completed, that failed, and the one that ended last."""
-    _live: dict[UUID, Job] = field(default_factory=dict)
+    _live: set[UUID] = field(default_factory=set)
     _newest: UUID | None = None
     _terminated: set[UUID] = field(default_factory=set)
 
@@ -73,15 +77,20 @@ class Watch:
 
     def _ended(self, conn: Connection, newest: list[Job]) -> list[Job]:
         known = {job.id: job for job in newest}
-        unseen = [job for job in newest if self._newest is not None and job.id > self._newest]
-        for job_id in [job_id for job_id in self._live if job_id not in known][:_NEWEST]:
-            known[job_id] = jobs.get(conn, None, job_id)
-        ended = [job for job in unseen if job.finished]
-        ended += [known[job_id] for job_id in self._live if job_id in known and known[job_id].finished]
-        self._live = {**self._live, **{job.id: job for job in newest if not job.finished}}
-        for job in ended:
-            self._live.pop(job.id, None)
+        ended = [job for job in newest if job.finished and self._newest is not None and job.id > self._newest]
+        ended += [known[job_id] for job_id in self._live & known.keys() if known[job_id].finished]
+        ended += self._ended_elsewhere(conn, self._live - known.keys())
+        live = self._live - {job.id for job in ended} | {job.id for job in newest if not job.finished}
+        self._live = set(sorted(live)[-_FOLLOWED:])
         return sorted(ended, key=lambda job: (job.finished_at or job.created_at, job.id))
+
+    def _ended_elsewhere(self, conn: Connection, ids: set[UUID]) -> list[Job]:
+        """Which of the jobs that newer ones pushed out of sight have ended."""
+        found = []
+        for job_id in sorted(ids - jobs.unfinished(conn, ids)) if ids else ():
+            with suppress(NotFound):  # pruned meanwhile
+                found.append(jobs.get(conn, None, job_id))
+        return found
 
     def _count(self, job: Job) -> None:
         if job.workflow_id is not None:

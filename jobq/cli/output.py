@@ -80,6 +80,15 @@ def write(text: str, to: IO[str] | None = None) -> None:
         _reader_left()
 
 
+def write_bytes(content: bytes) -> None:
+    """Bytes as they are."""
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _reader_left()
+
+
 def note(text: str) -> None:
     """A line for the person who watches; nothing where nobody does."""
     if sys.stderr.isatty():

@@ -32,7 +32,7 @@ def worker(
                 f"it runs a worker, and {context.invoked_subcommand} is a command", param_hint="-Q"
             )
         return
-    wanted = queues or os.environ.get("JOBQ_QUEUES")
+    wanted = os.environ.get("JOBQ_QUEUES") if queues is None else queues
     if wanted is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)

@@ -121,7 +121,7 @@ def _plus_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     instant, seconds = element.clauses
     return (
         f"strftime('%Y-%m-%dT%H:%M:%f000Z', {compiler.process(instant, **kw)}, "
-        f"printf('%+.3f seconds', {compiler.process(seconds, **kw)}))"
+        f"round({compiler.process(seconds, **kw)}, 3) || ' seconds')"
     )
 
 
@@ -175,8 +175,8 @@ def id_list(dialect: str, values: Iterable[UUID | str]) -> Any:
 
 
 def rows_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The parameter that ``incoming`` reads."""
-    return json.dumps(rows, default=_plain, separators=(",", ":"), ensure_ascii=True)
+    """The parameter that ``incoming`` reads. Raises ValueError or TypeError for what has no JSON form."""
+    return json.dumps(rows, default=_plain, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -244,7 +244,7 @@ class Database:
             yield conn
 
     def run(self, work: Callable[[Connection], Result]) -> Result:
-        """``work`` in a writing transaction, again after a deadlock or a serialization failure.
+        """``work`` in a writing transaction, again after a deadlock, a serialization failure or a lost connection.
 
         A COMMIT whose reply was lost is repeated too: ``work`` must carry its identities with it (ids made by the
         caller, guards on attempt and status), so that a second run finds what the first one did.
@@ -287,8 +287,9 @@ def _translate(error: DBAPIError) -> Exception:
         return Misconfigured(
             "The database has no jobq tables, or tables of another version.", code="schema", hint="Run: jobq db upgrade"
         )
-    transient = _sqlstate(error) in _SERIALIZATION_FAILURES or "database is locked" in cause
-    if transient:
+    if error.connection_invalidated:  # a server that is really away is met at the next try, when nobody listens
+        return _Transient(f"The connection to the database was lost: {cause}.", code="database_unavailable")
+    if _sqlstate(error) in _SERIALIZATION_FAILURES or "database is locked" in cause:
         return _Transient(f"The database is busy: {cause}.", code="database_unavailable")
     return Unavailable(
         f"The database cannot be used: {cause}.",
@@ -308,6 +309,8 @@ def _parse(url: str) -> URL:
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() not in {POSTGRESQL, "sqlite"}:
             raise _unknown()
+        if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+            raise _unknown()  # each connection would have a database of its own
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise _unknown() from error
@@ -345,7 +348,7 @@ def _engine(url: URL, pool_size: int, application: str) -> Engine:
             )  # fmt: skip
         except ImportError as error:
             raise _driver_missing() from error
-    if url.database and url.database != ":memory:":
+    if url.database:
         _make_folder(Path(url.database).expanduser().parent)
     engine = sa.create_engine(url, pool_size=pool_size, max_overflow=4, connect_args={"timeout": 10})
     event.listen(engine, "connect", _prepare_sqlite)

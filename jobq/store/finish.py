@@ -62,9 +62,16 @@ class EndedAttempt:
     ) -> EndedAttempt:
         """The record of an attempt that its executor reported on; ``kind``: see ``jobq.models.Attempt``."""
         return cls(
-            started_at, kind, outcome.reason.value, charged, worker_id, outcome.message or None,
-            outcome.error_class or None, outcome.exit_code, outcome.result, usage=outcome.usage,
+            started_at, kind, outcome.reason.value, charged, worker_id, storable(outcome.message) or None,
+            storable(outcome.error_class) or None, outcome.exit_code, outcome.result, usage=outcome.usage,
         )  # fmt: skip
+
+
+def storable(text: str) -> str:
+    """The text as any database takes it: NUL and halves of surrogate pairs (of file names) are spelled out."""
+    if text.isprintable():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
 _CHANGE_COLUMNS: dict[str, Any] = {
@@ -148,9 +155,9 @@ def _row(change: Change) -> dict[str, Any]:
     if change.worker_id:
         row["worker_id"] = change.worker_id
     if change.message:
-        row["message"] = change.message
+        row["message"] = storable(change.message)
     if change.error_class:
-        row["error_class"] = change.error_class
+        row["error_class"] = storable(change.error_class)
     if change.to.due_in is not None:
         row["due_in"] = change.to.due_in.total_seconds()
     return row
@@ -188,8 +195,7 @@ def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
 
 def _keep_attempts(conn: Connection, changes: Sequence[Change], written: set[UUID]) -> None:
     rows = [
-        {"job_id": change.id, "attempt": change.attempt}
-        | dict(_fields(change.ended))
+        {"job_id": change.id, "attempt": change.attempt} | dict(_fields(change.ended))
         for change in changes
         if change.ended is not None and change.id in written
     ]

@@ -166,7 +166,7 @@ def adopt(conn: Connection, worker_id: UUID, host: str, limit: int) -> list[Clai
     chosen = (
         sa.select(jobs.c.id)
         .where(jobs.c.worker_id.is_not(None), jobs.c.worker_id.in_(dead), jobs.c.host == host)
-        .order_by(jobs.c.id)
+        .order_by(jobs.c.worker_id)  # see release_lost
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)
     )

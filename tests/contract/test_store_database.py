@@ -56,7 +56,7 @@ def test_nothing_added_to_nothing_is_nothing(store: Store) -> None:
     with store.database.read() as conn:
         none = sa.cast(sa.null(), sa.Float)
         assert conn.scalar(sa.select(plus(now(), none))) is None
-        assert conn.scalar(sa.select(later(5) > now())) in {True, 1}
+        assert conn.scalar(sa.select(later(5) > now()))
 
 
 # --- batches as one parameter ----------------------------------------------------------------------------------------
@@ -100,9 +100,12 @@ def test_rows_of_any_sort_come_in_as_one_parameter(store: Store) -> None:
 
 
 def test_a_block_that_raises_leaves_nothing(store: Store) -> None:
-    with pytest.raises(KeyError), store.database.begin() as conn:
+    def work(conn: Connection) -> None:
         enqueue(conn, [new_job()])
         raise KeyError
+
+    with pytest.raises(KeyError):
+        store.database.run(work)
     assert store.count("jobq_jobs") == 0
 
 
@@ -117,7 +120,9 @@ def test_a_deadlock_is_repeated_until_both_are_through(store: Store) -> None:
         def work(conn: Connection) -> None:
             tries.append(order)
             for job_id in order:
-                conn.execute(sa.text("UPDATE jobq_jobs SET message = 'locked' WHERE id = :id"), {"id": _form(store, job_id)})
+                conn.execute(
+                    sa.text("UPDATE jobq_jobs SET message = 'locked' WHERE id = :id"), {"id": _form(store, job_id)}
+                )
                 if waiting:
                     waiting.pop().wait(10)
 
@@ -145,14 +150,12 @@ def test_readers_do_not_wait_for_a_writer(store: Store) -> None:
     assert store.job(job_id).priority == 9
 
 
-def test_promotion_is_locked_until_its_transaction_ends(store: Store) -> None:
-    if store.dialect == "sqlite":
-        pytest.skip("SQLite has one writer at a time: its transaction is the lock")
-    with store.database.begin() as one:
+def test_promotion_is_locked_until_its_transaction_ends(postgres: Store) -> None:
+    with postgres.database.begin() as one:
         assert take_promote_lock(one, wait=False)
-        with store.database.begin() as other:
+        with postgres.database.begin() as other:
             assert not take_promote_lock(other, wait=False)
-    with store.database.begin() as other:
+    with postgres.database.begin() as other:
         assert take_promote_lock(other, wait=True)
 
 
@@ -161,9 +164,7 @@ def _kill(conn: Connection) -> None:
     conn.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
-def test_a_connection_that_the_server_closed_is_replaced_and_the_work_repeated(store: Store) -> None:
-    if store.dialect == "sqlite":
-        pytest.skip("SQLite has no server")
+def test_a_connection_that_the_server_closed_is_replaced_and_the_work_repeated(postgres: Store) -> None:
     tries: list[int] = []
 
     def work(conn: Connection) -> None:
@@ -173,14 +174,12 @@ def test_a_connection_that_the_server_closed_is_replaced_and_the_work_repeated(s
             _kill(conn)
 
     job = new_job()
-    store.database.run(work)
+    postgres.database.run(work)
     assert len(tries) == 2
-    assert store.state(job.id) == "PENDING·ready"
+    assert postgres.state(job.id) == "PENDING·ready"
 
 
-def test_a_commit_whose_reply_was_lost_is_repeated_and_finds_what_it_did(store: Store) -> None:
-    if store.dialect == "sqlite":
-        pytest.skip("SQLite has no server")
+def test_a_commit_whose_reply_was_lost_is_repeated_and_finds_what_it_did(postgres: Store) -> None:
     tries: list[int] = []
 
     def work(conn: Connection, new: list[NewJob]) -> None:
@@ -191,16 +190,14 @@ def test_a_commit_whose_reply_was_lost_is_repeated_and_finds_what_it_did(store: 
             _kill(conn)
 
     job = new_job()
-    store.database.run(lambda conn: work(conn, [job]))
+    postgres.database.run(lambda conn: work(conn, [job]))
     assert len(tries) == 2
-    assert store.count("jobq_jobs") == store.count("jobq_job_data") == 1
+    assert postgres.count("jobq_jobs") == postgres.count("jobq_job_data") == 1
 
 
-def test_a_pooled_connection_that_died_unseen_costs_its_next_user_nothing(store: Store) -> None:
-    if store.dialect == "sqlite":
-        pytest.skip("SQLite has no server")
-    store.enqueue()
-    other = Database(str(store.database.url))
+def test_a_pooled_connection_that_died_unseen_costs_its_next_user_nothing(postgres: Store) -> None:
+    postgres.enqueue()
+    other = Database(str(postgres.database.url))
     try:
         with other.begin() as conn:
             conn.exec_driver_sql(
@@ -209,8 +206,8 @@ def test_a_pooled_connection_that_died_unseen_costs_its_next_user_nothing(store:
             )
     finally:
         other.close()
-    store.enqueue()
-    assert store.count("jobq_jobs") == 2
+    postgres.enqueue()
+    assert postgres.count("jobq_jobs") == 2
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_the_statuses_that_the_database_guards_are_the_terminal_ones(store: Stor
     }[store.dialect]
     with store.database.read() as conn:
         text = conn.scalar(sa.text(query))
-    assert {word for word in re.findall(r"'([A-Z]+)'", text)} == {status.value for status in EDGES if not EDGES[status]}
+    assert set(re.findall(r"'([A-Z]+)'", text)) == {status.value for status in EDGES if not EDGES[status]}
 
 
 # --- the failure counter ---------------------------------------------------------------------------------------------
@@ -248,7 +248,11 @@ def test_a_workflow_is_terminated_at_its_threshold_and_not_before(store: Store, 
     assert store.flow(flow).status is WorkflowStatus.ACTIVE
     outcomes(store, worker, flow, failed())
     after = store.flow(flow)
-    assert (after.status, after.next_fire_at, after.message) == (WorkflowStatus.TERMINATED, None, "2 jobs in a row failed")
+    assert (after.status, after.next_fire_at, after.message) == (
+        WorkflowStatus.TERMINATED,
+        None,
+        "2 jobs in a row failed",
+    )
 
 
 def test_a_paused_workflow_is_terminated_too(store: Store, worker: UUID) -> None:

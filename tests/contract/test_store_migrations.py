@@ -129,9 +129,7 @@ def test_columns_may_be_null_where_the_code_says_so(store: Store) -> None:
             for column in inspector.get_columns(table.name)
         }
     assert found == {
-        (table.name, column.name): bool(column.nullable)
-        for table in metadata.sorted_tables
-        for column in table.columns
+        (table.name, column.name): bool(column.nullable) for table in metadata.sorted_tables for column in table.columns
     }
 
 

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from datetime import timedelta
 from uuid import UUID
 
-import pytest
-
 from jobq.store import control, promote, workers, workflows
 from tests.stores import QUEUE, Store, ahead, failed
 
@@ -48,7 +46,7 @@ def test_as_many_are_promoted_as_there_are_worker_slots(store: Store) -> None:
 
 def test_what_is_queued_or_running_takes_room_and_what_ended_gives_it_back(store: Store) -> None:
     worker = store.worker({QUEUE: 2})
-    first, second, third = store.enqueue(3)
+    first, _, third = store.enqueue(3)
     store.promote()
     (job,) = store.claim(worker, [first])
     assert store.promote() == {}  # one runs, one is queued
@@ -291,14 +289,12 @@ def test_every_tenant_is_reached_however_many_there_are(store: Store) -> None:
     assert set(served) == set(names)
 
 
-def test_a_second_promoter_stands_by_while_one_promotes(store: Store) -> None:
-    if store.dialect == "sqlite":
-        pytest.skip("SQLite has one writer at a time: its transaction is the lock")
-    store.worker()
-    store.enqueue(3)
-    with store.database.begin() as conn:
+def test_a_second_promoter_stands_by_while_one_promotes(postgres: Store) -> None:
+    postgres.worker()
+    postgres.enqueue(3)
+    with postgres.database.begin() as conn:
         promote.promote(conn, {}, promote.Cursor())
-        assert store.do(promote.promote, {}, promote.Cursor()).standby
+        assert postgres.do(promote.promote, {}, promote.Cursor()).standby
 
 
 def test_a_tick_says_whether_more_waits_than_there_was_room_for(store: Store) -> None:

@@ -129,7 +129,9 @@ def test_dead_workers_go_after_the_retention_unless_they_still_hold_jobs(store: 
     store.do(workers.declare_dead, [holding, empty])
     at = store.look(workers.database_now) - timedelta(days=31)
     with store.database.begin() as conn:
-        conn.execute(sa.update(metadata.tables["jobq_workers"]).values(dead_at=at).where(sa.text("dead_at IS NOT NULL")))
+        conn.execute(
+            sa.update(metadata.tables["jobq_workers"]).values(dead_at=at).where(sa.text("dead_at IS NOT NULL"))
+        )
     pruned(store)
     assert {row.id for row in store.look(workers.list_workers, everything=True)} == {worker, holding}
 

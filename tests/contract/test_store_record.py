@@ -212,7 +212,9 @@ def test_an_outcome_of_another_attempt_is_refused(store: Store, worker: UUID, ou
     assert store.row(job.id) == before
 
 
-@pytest.mark.parametrize("outcome", [Outcome.succeeded(), failed(), Outcome.stopped()], ids=["success", "failure", "stop"])
+@pytest.mark.parametrize(
+    "outcome", [Outcome.succeeded(), failed(), Outcome.stopped()], ids=["success", "failure", "stop"]
+)
 @pytest.mark.parametrize("end", [Outcome.succeeded(), failed(retry=False), Outcome.stopped()], ids=["C", "F", "X"])
 def test_the_outcome_of_a_job_that_has_ended_is_refused(
     store: Store, worker: UUID, end: Outcome, outcome: Outcome

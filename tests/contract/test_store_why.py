@@ -53,16 +53,12 @@ def test_scheduled_and_overdue(store: Store) -> None:
 
 def test_ready_without_a_worker(store: Store) -> None:
     job_id = store.enqueue_one()
-    assert says(
-        store, job_id, "Ready, but there is no live worker for queue noop. Start one: jobq worker -Q noop:4."
-    )
+    assert says(store, job_id, "Ready, but there is no live worker for queue noop. Start one: jobq worker -Q noop:4.")
 
 
 def test_ready_in_a_paused_queue(store: Store, worker: UUID) -> None:
     store.do(control.pause_queue, QUEUE, "ann")
-    assert says(
-        store, store.enqueue_one(), "Ready, but queue noop is paused. Open it again: jobq queue resume noop."
-    )
+    assert says(store, store.enqueue_one(), "Ready, but queue noop is paused. Open it again: jobq queue resume noop.")
 
 
 def test_ready_in_a_queue_at_its_limit(store: Store, worker: UUID) -> None:
@@ -110,9 +106,7 @@ def test_ready_and_next(store: Store, worker: UUID, scheduler: UUID) -> None:
     store.pretend(store.enqueue_one(), ready_at=-60)
     store.enqueue_one(priority=0)
     job_id = store.enqueue_one()
-    assert says(
-        store, job_id, "Ready since *, 1 of its tenant's jobs go before it: it is promoted within moments."
-    )
+    assert says(store, job_id, "Ready since *, 1 of its tenant's jobs go before it: it is promoted within moments.")
 
 
 def test_retrying(store: Store, worker: UUID) -> None:

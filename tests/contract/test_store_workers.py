@@ -251,7 +251,9 @@ def _earlier(store: Store, seconds: float) -> Any:
     return at if store.dialect == "postgresql" else at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def test_a_live_worker_on_the_host_takes_over_what_the_dead_left_at_the_same_attempt(store: Store, worker: UUID) -> None:
+def test_a_live_worker_on_the_host_takes_over_what_the_dead_left_at_the_same_attempt(
+    store: Store, worker: UUID
+) -> None:
     heir = store.worker(host="engine-1")
     job = store.running(worker, host="engine-1", spec={"image": "x"}, state=[1])[0]
     store.do(claims.save_checkpoints, {job.id: (1, {"position": 7})})
