@@ -19,7 +19,7 @@ $(STAMP): requirements-dev.lock pyproject.toml scripts/setup
 	@scripts/setup
 	@touch $@
 
-run: $(STAMP) ## Start jobq with a demo: scheduler, workers and dashboard in one process
+run: $(STAMP) ## Start jobq with a demo: scheduler and worker in one process
 	@exec $(BIN)/jobq dev --demo $(ARGS)
 
 test: $(STAMP) ## Run the tests against real PostgreSQL, Redis, RabbitMQ and Docker engines of their own

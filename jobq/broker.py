@@ -29,6 +29,12 @@ _PREFIX = "jobq."
 # Publishing to a named exchange whose binding is gone (FLUSHALL) returns normally and stores nothing; the default
 # exchange routes by the queue's name and needs no binding.
 _DEFAULT_EXCHANGE = Exchange("")
+# Who publishes has better things to do than to wait: what is not sent now is sent again. By default kombu tries for
+# 7 s to connect to a port that nobody listens on.
+_IMPATIENT = {
+    "max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2, "socket_timeout": 3,
+    "socket_connect_timeout": 3,
+}  # fmt: skip
 _CONNECTION_ERRORS = (OperationalError, KombuError, ConnectionError, TimeoutError, OSError)
 
 
@@ -108,6 +114,7 @@ class CeleryBroker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._app = make_celery(settings)
+        self._app.conf.broker_transport_options |= _IMPATIENT
         self._where = mask_url(settings.broker_url)
 
     def publish(self, hints: Iterable[Hint]) -> None:
@@ -135,7 +142,7 @@ class CeleryBroker:
         """See ``Broker``. A queue that the broker does not know is empty."""
         try:
             with self._app.connection_for_read() as connection:
-                connection.ensure_connection(max_retries=1, timeout=5)
+                connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0.2, timeout=5)
                 channel: Any = connection.channel()
                 try:
                     return int(channel.queue_declare(queue=_PREFIX + queue, passive=True).message_count)

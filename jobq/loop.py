@@ -28,6 +28,7 @@ class Loop:
         self._event = threading.Event()
         self._stopping = False
         self._failures = 0
+        self._away = False
         self._thread = threading.Thread(target=self._run, name=f"jobq-{name}", daemon=True)
 
     def start(self) -> None:
@@ -65,11 +66,12 @@ class Loop:
             return self._outage(None)
         if self._failures:
             log.warning("the loop %s goes on", self.name)
-        self._failures = 0
+        self._failures, self._away = 0, False
         return seconds
 
     def _outage(self, message: str | None) -> float:
         self._failures += 1
-        if message and self._failures == 1:
+        if message and not self._away:
             log.warning("the loop %s waits: %s", self.name, message)
+            self._away = True
         return min(0.25 * 2.0 ** min(self._failures, 5), _LONGEST_OUTAGE_WAIT) * random.uniform(0.5, 1.0)

@@ -185,7 +185,7 @@ def _lowered(message: str) -> str:
 def mask_url(url: str) -> str:
     """The URL without its password."""
     head, found, rest = url.partition("://")
-    if not found:
+    if not found or rest.startswith("/"):  # a path: it has no user
         return url
     userinfo, at, tail = rest.rpartition("@")
     tail = _PASSWORD.sub(r"\1=***", tail)

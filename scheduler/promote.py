@@ -14,7 +14,8 @@ _IDLE = 1.0
 _STANDBY = 0.5
 _BUSY = 0.02
 _FULL = 0.05
-"""Seconds to the next tick: nothing is ready; another scheduler promotes; more is ready; all room is taken."""
+"""Seconds to the next tick: nothing is ready; another scheduler promotes; all that was ready went; more is ready, and
+the conveyor is full: the longer pause makes fewer, larger hints, well within ``_WINDOW``."""
 _FALL_ASLEEP = 4.0
 """By how much the pauses grow when nothing is ready any more. Enqueuers announce their commits at most every 20 ms:
 one that comes right behind another may be silent, and is found by these looks."""
@@ -41,10 +42,10 @@ class Promoter:
         for queue, ids in done.batches.items():
             self._publish(queue, ids)
         self._flow.note(done)
-        if done.batches:
-            self._pause = _BUSY
-        elif done.more:
+        if done.more:
             self._pause = _FULL
+        elif done.batches:
+            self._pause = _BUSY
         else:
             self._pause = min(self._pause * _FALL_ASLEEP, _IDLE)
         return self._pause

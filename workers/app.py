@@ -112,22 +112,27 @@ class EmbeddedWorker:
         self._ready.set()
 
     def _run(self) -> None:
-        self._celery = self._app.celery.Worker(
-            without_gossip=True,
-            without_mingle=True,
-            without_heartbeat=True,
-            quiet=True,
-            loglevel="WARNING",
-        )
-        # WorkController.start without the signal handlers and the exit that come with a process of its own.
-        WorkController.start(self._celery)
+        warnings.filterwarnings("ignore", category=SecurityWarning)  # a test runner resets what the import set
+        try:
+            self._celery = self._app.celery.Worker(
+                without_gossip=True,
+                without_mingle=True,
+                without_heartbeat=True,
+                quiet=True,
+                loglevel="WARNING",
+            )
+            # WorkController.start without the signal handlers and the exit that come with a process of its own.
+            WorkController.start(self._celery)
+        finally:
+            self._ready.set()  # nobody waits for a consumer that could not start
 
     def stop(self) -> None:
         """Drain, let running jobs end, stop the consumer."""
         worker_ready.disconnect(self._on_ready)
-        self._app.end()
+        self._app.drain()
         if self._celery is not None:
-            self._celery.stop()
+            self._celery.stop()  # a consumer that polls needs up to 2 s for it: meanwhile jobs end
+        self._app.end()
         self._thread.join(5.0)
 
 

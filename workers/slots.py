@@ -21,7 +21,7 @@ def parse_queues(text: str) -> dict[str, int]:
         name, _, number = part.partition(":")
         if not _QUEUE.match(name):
             raise InvalidInput(f"{name!r} is no name of a queue.", hint="Write -Q container:8,heartbeat:2000")
-        if number and not (number.isdigit() and 0 < int(number) <= MAX_SLOTS):
+        if number and not (number.isascii() and number.isdigit() and 0 < int(number) <= MAX_SLOTS):
             raise InvalidInput(f"{number!r} is no number of worker slots.", hint="Write -Q container:8,heartbeat:2000")
         slots[name] = int(number) if number else DEFAULT_SLOTS.get(name, 16)
     if not slots:

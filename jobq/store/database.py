@@ -78,7 +78,7 @@ Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=Tru
 
 def instant_text(value: datetime) -> str:
     """The one textual form of an instant that both databases read."""
-    return value.astimezone(UTC).strftime(_INSTANT)
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 # --- the database's clock ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cache
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -195,7 +196,7 @@ def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
 
 def _keep_attempts(conn: Connection, changes: Sequence[Change], written: set[UUID]) -> None:
     rows = [
-        {"job_id": change.id, "attempt": change.attempt} | dict(_fields(change.ended))
+        {"job_id": change.id, "attempt": change.attempt} | _kept(change.ended)
         for change in changes
         if change.ended is not None and change.id in written
     ]
@@ -203,12 +204,18 @@ def _keep_attempts(conn: Connection, changes: Sequence[Change], written: set[UUI
         conn.execute(_insert_attempts(conn.dialect.name), {"attempts": rows_json(rows)})
 
 
-def _fields(ended: EndedAttempt) -> Iterable[tuple[str, Any]]:
+_kept_names = tuple(EndedAttempt.__dataclass_fields__)
+_kept_values = attrgetter(*_kept_names)
+_NOTHING_IF_EMPTY = frozenset({"steps", "usage"})  # while an empty result is a result
+
+
+def _kept(ended: EndedAttempt) -> dict[str, Any]:
     """The fields of an attempt that say something; ``dataclasses.asdict`` would copy results of any size."""
-    for name in EndedAttempt.__dataclass_fields__:
-        value = getattr(ended, name)
-        if value is not None and (value or name not in {"steps", "usage"}):  # an empty result is a result
-            yield name, value
+    return {
+        name: value
+        for name, value in zip(_kept_names, _kept_values(ended), strict=True)
+        if value is not None and (value or name not in _NOTHING_IF_EMPTY)
+    }
 
 
 # --- the failure counter of workflows -------------------------------------------------------------------------

@@ -36,7 +36,7 @@ NAMELY = {"front-page", "nightly"}
 
 @pytest.fixture
 def command(database_url: str, tmp_path: Path) -> Command:
-    return Command(tmp_path, JOBQ_DATABASE_URL=database_url)
+    return Command(tmp_path, is_warm=True, JOBQ_DATABASE_URL=database_url)
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_an_empty_database_is_upgraded_once(request: pytest.FixtureRequest, tmp_
         server: services.Postgres = request.getfixturevalue("postgres_server")
         urls.append(server.url(server.create()))
     for url in urls:
-        fresh = Command(tmp_path, JOBQ_DATABASE_URL=url)
+        fresh = Command(tmp_path, is_warm=True, JOBQ_DATABASE_URL=url)
         fresh.refused("schema", "db", "check")
         assert fresh.ok("db", "upgrade").out.startswith("schema none → ")
         assert fresh.ok("db", "upgrade").out.endswith(": nothing to do\n")

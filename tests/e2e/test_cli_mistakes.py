@@ -33,7 +33,7 @@ def jobq(command: Command) -> Iterator[JobQ]:
 
 @pytest.fixture
 def command(sqlite_url: str, tmp_path: Path) -> Command:
-    return Command(tmp_path, JOBQ_DATABASE_URL=sqlite_url, JOBQ_POLICY=json.dumps(POLICY))
+    return Command(tmp_path, is_warm=True, JOBQ_DATABASE_URL=sqlite_url, JOBQ_POLICY=json.dumps(POLICY))
 
 
 @dataclass(frozen=True)
@@ -188,13 +188,19 @@ def test_a_tampered_cursor_and_one_of_another_listing_are_refused(command: Comma
     command.refused("invalid_cursor", "job", "list", "--cursor", turned, *filters)
 
 
+@pytest.mark.parametrize("what", ["NaN", "an unknown field", "interval 0", "privileged", "metadata"])
+def test_the_executable_itself_answers_in_the_same_way(what: str, command: Command) -> None:
+    command.is_warm = False
+    command.refused(ROWS[what].code, *ROWS[what].cli, stdin=ROWS[what].stdin)
+
+
 # --- the state that things are in ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def either(database_url: str, tmp_path: Path) -> Command:
     """On SQLite and on PostgreSQL."""
-    return Command(tmp_path, JOBQ_DATABASE_URL=database_url)
+    return Command(tmp_path, is_warm=True, JOBQ_DATABASE_URL=database_url)
 
 
 def test_another_tenants_things_do_not_exist(either: Command) -> None:
@@ -240,7 +246,7 @@ def test_names_are_unique_and_limits_are_positive(either: Command) -> None:
 
 
 def test_a_database_that_is_away_is_exit_code_3(tmp_path: Path) -> None:
-    away = Command(tmp_path, JOBQ_DATABASE_URL="postgresql://user:s3cret@127.0.0.1:1/jobq")
+    away = Command(tmp_path, is_warm=True, JOBQ_DATABASE_URL="postgresql://user:s3cret@127.0.0.1:1/jobq")
     for arguments in (["job", "list"], ["db", "upgrade"], ["enqueue", "heartbeat", "https://example.org"]):
         assert "s3cret" not in away.refused("database_unavailable", *arguments, exit_code=3).err
     (tmp_path / "text").write_text("this is no database " * 100)
@@ -248,7 +254,7 @@ def test_a_database_that_is_away_is_exit_code_3(tmp_path: Path) -> None:
 
 
 def test_a_database_without_tables_says_what_to_do(tmp_path: Path) -> None:
-    fresh = Command(tmp_path)
+    fresh = Command(tmp_path, is_warm=True)
     for arguments in (["job", "list"], ["db", "check"], ["enqueue", "heartbeat", "https://example.org"]):
         assert "Run: jobq db upgrade" in fresh.refused("schema", *arguments).err
     redis = ["--broker-url", "redis://127.0.0.1:1/0"]
@@ -262,14 +268,14 @@ def test_a_database_without_tables_says_what_to_do(tmp_path: Path) -> None:
      ("JOBQ_POLICY__PROBE_NETWORKS", '["everywhere"]')],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(variable: str, value: str, tmp_path: Path) -> None:
-    command = Command(tmp_path, **{variable: value})
+    command = Command(tmp_path, is_warm=True, **{variable: value})
     done = command.refused("bad_setting", "job", "list")
     assert variable in done.err or value in done.err
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://u@h/d", "oracle+cx://u@h/d", ""])
 def test_an_address_of_no_database_that_jobq_knows_is_refused(url: str, tmp_path: Path) -> None:
-    Command(tmp_path).refused("misconfigured", "--database-url", url, "job", "list")
+    Command(tmp_path, is_warm=True).refused("misconfigured", "--database-url", url, "job", "list")
 
 
 def test_services_refuse_a_broker_that_lives_in_one_process(command: Command) -> None:
@@ -279,7 +285,8 @@ def test_services_refuse_a_broker_that_lives_in_one_process(command: Command) ->
         assert "jobq dev" in done.err
 
 
-def test_services_refuse_a_package_that_shadows_their_own(command: Command, tmp_path: Path) -> None:
+def test_services_refuse_a_package_that_shadows_their_own(sqlite_url: str, tmp_path: Path) -> None:
+    command = Command(tmp_path, JOBQ_DATABASE_URL=sqlite_url)
     (tmp_path / "foreign" / "workers").mkdir(parents=True)
     (tmp_path / "foreign" / "workers" / "__init__.py").touch()
     foreign = {"PYTHONPATH": str(tmp_path / "foreign")}
