@@ -180,6 +180,7 @@ def _table(*headings: str) -> Table:
             justify="right" if heading.startswith(">") else "left",
             no_wrap=True,
             overflow="ellipsis",
+            min_width=len(heading.removeprefix(">")),
         )
     return table
 

@@ -13,7 +13,17 @@ import pytest
 import redis
 from fakeredis import TcpFakeServer
 
-from jobq.broker import MAX_IDS, TASK, VERSION, CeleryBroker, Hint, make_celery, message_queue, parse_hint, require_shared
+from jobq.broker import (
+    MAX_IDS,
+    TASK,
+    VERSION,
+    CeleryBroker,
+    Hint,
+    make_celery,
+    message_queue,
+    parse_hint,
+    require_shared,
+)
 from jobq.errors import Misconfigured, Unavailable
 from jobq.settings import Settings
 from tests.services import free_port

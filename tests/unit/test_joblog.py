@@ -243,7 +243,9 @@ LINES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r\x
 
 @given(LINES, st.integers(2, 400), st.lists(st.booleans(), max_size=80))
 @settings(max_examples=300, deadline=None)
-def test_what_is_kept_is_a_head_and_a_tail_of_what_was_written(lines: list[str], budget: int, flushes: list[bool]) -> None:
+def test_what_is_kept_is_a_head_and_a_tail_of_what_was_written(
+    lines: list[str], budget: int, flushes: list[bool]
+) -> None:
     log, stored = JobLog(JOB, 1, budget), Stored()
     for place, line in enumerate(lines):
         log.write(f"{line}\n", "stdout")

@@ -180,7 +180,9 @@ def test_within_a_tenant_nobody_is_overtaken_but_by_way_of_a_full_lane(
 ) -> None:
     chosen = choose(jobs, room, state)
     for tenant in TENANTS:
-        own = sorted((job for job in jobs if job.tenant == tenant), key=lambda job: (-job.priority, job.ready_at, job.id))
+        own = sorted(
+            (job for job in jobs if job.tenant == tenant), key=lambda job: (-job.priority, job.ready_at, job.id)
+        )
         place = {job.id: number for number, job in enumerate(own)}
         went = [place[job_id] for job_id in chosen if job_id in place]
         assert went == sorted(went)

@@ -120,7 +120,10 @@ def test_what_is_given_back_is_charged_to_nobody() -> None:
 @pytest.mark.parametrize("failures", range(4))
 @pytest.mark.parametrize("retryable", [True, False])
 def test_every_decision_on_a_running_job_follows_an_edge(desired: Desired, failures: int, *, retryable: bool) -> None:
-    decided = [judge(desired=desired, failures=failures, retryable=retryable), give_back(desired=desired, due_in=MINUTE)]
+    decided = [
+        judge(desired=desired, failures=failures, retryable=retryable),
+        give_back(desired=desired, due_in=MINUTE),
+    ]
     assert all(may_go(R, transition.status) for transition in decided)
 
 
