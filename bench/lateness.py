@@ -11,6 +11,7 @@ from bench.peer import TICKED
 from bench.stack import Peer, Servers, Stack
 from jobq.client import JobQ
 from jobq.definition import Definition
+import itertools
 
 _AT_ONCE = 500
 
@@ -73,7 +74,7 @@ def _beat(where: Servers, entries: int, interval: float, seconds: float) -> dict
         times.setdefault(number, []).append(float(moment))
     gaps = [
         (later - earlier - interval) * 1000
-        for each in times.values() for earlier, later in zip(each, each[1:], strict=False)
+        for each in times.values() for earlier, later in itertools.pairwise(each)
     ]  # fmt: skip
     asked = entries / interval
     return {

@@ -44,7 +44,9 @@ def servers() -> Iterator[Servers]:
 class Stack:
     """jobq of one checkout on a database of its own: one scheduler and some worker processes."""
 
-    def __init__(self, where: Servers, *, tree: Path = HERE, broker_db: int = 0, workers: int = 2, slots: int = 500) -> None:
+    def __init__(
+        self, where: Servers, *, tree: Path = HERE, broker_db: int = 0, workers: int = 2, slots: int = 500
+    ) -> None:
         self.name = where.postgres.create()
         self.database_url = where.postgres.url(self.name)
         self.environment = {

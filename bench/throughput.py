@@ -26,7 +26,7 @@ def measure(where: Servers, *, jobs: int, peer_jobs: int, rounds: int, against: 
     rates: dict[str, list[float]] = {name: [] for name in parts}
     cpu: dict[str, list[float]] = {name: [] for name, part in parts.items() if isinstance(part, Stack)}
     with together(parts) as running:
-        for name, part in running.items():
+        for part in running.values():
             part.drain(peer_jobs // 4 if isinstance(part, Peer) else jobs // 10)  # warm up
         for _ in range(rounds):
             for name, part in running.items():

@@ -142,7 +142,7 @@ class CeleryBroker:
         """See ``Broker``. A queue that the broker does not know is empty."""
         try:
             with self._app.connection_for_read() as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0.2, timeout=5)
+                connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=5)
                 channel: Any = connection.channel()
                 try:
                     return int(channel.queue_declare(queue=_PREFIX + queue, passive=True).message_count)

@@ -184,7 +184,9 @@ class JobQ(Workflows):
             raise InvalidInput("limit is between 1 and 200.", pointer="/limit")
         wanted = JobFilter(**only)
         # Sorted: another process prints a set in another order.
-        only = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(wanted).items()}
+        only = {
+            name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(wanted).items()
+        }
         filters = fingerprint(listing="jobs", tenant=self.tenant, only=only)
         before = read_cursor(self._cursor_key, filters, cursor)
         with self.database.read() as conn:

@@ -67,10 +67,10 @@ class Load:
     slots: Mapping[str, int] = field(default_factory=dict)
     """Worker slots of the live, undrained workers, per queue."""
     paused: frozenset[str] = frozenset()
-    queue_limits: Mapping[str, int] = field(default_factory=dict)
-    tenant_limits: Mapping[str, int] = field(default_factory=dict)
+    queue_limits: dict[str, int] = field(default_factory=dict)
+    tenant_limits: dict[str, int] = field(default_factory=dict)
     lane_limits: Mapping[str, int] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     turns: Turns = field(default_factory=Turns)
 
     def room(self, queue: str, ended_lately: int) -> int:

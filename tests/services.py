@@ -152,9 +152,7 @@ def descendants(pid: int) -> Iterator[int]:
     yield pid
     try:
         children = [
-            child
-            for tasks in Path(f"/proc/{pid}/task").glob("*/children")
-            for child in tasks.read_text().split()
+            child for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in tasks.read_text().split()
         ]
     except OSError:  # it ended meanwhile
         return
@@ -295,7 +293,9 @@ class Redis(Server):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def command(self) -> list[str]:
-        options = f"--port {self.port} --bind 127.0.0.1 --dir {self.folder} --appendonly no --maxmemory-policy noeviction"
+        options = (
+            f"--port {self.port} --bind 127.0.0.1 --dir {self.folder} --appendonly no --maxmemory-policy noeviction"
+        )
         return [str(find("redis-server")), *options.split(), "--save", ""]
 
     def answers(self) -> bool:
@@ -484,9 +484,7 @@ class Docker(Server):
         namespace = self.namespace.pid
         self.init = wait_until(lambda: list(descendants(namespace))[1:], what="the namespace's init")[0]
         # Inside only once its root is private: unshare mounts /proc just before it starts the init.
-        wait_until(
-            lambda: b"unshare" not in Path(f"/proc/{self.init}/cmdline").read_bytes(), what="the namespace"
-        )
+        wait_until(lambda: b"unshare" not in Path(f"/proc/{self.init}/cmdline").read_bytes(), what="the namespace")
 
     def command(self) -> list[str]:
         return [
@@ -535,9 +533,7 @@ class Docker(Server):
         inside = json.loads(self.request("GET", f"/containers/{container}/json")[1])["State"]["Pid"]
         # The kernel lists a process's pid in each namespace that it is in, outermost first.
         line = re.compile(rf"^NSpid:\t\d+\t{inside}\b", re.MULTILINE)
-        return next(
-            pid for pid in descendants(self.init) if line.search(Path(f"/proc/{pid}/status").read_text())
-        )
+        return next(pid for pid in descendants(self.init) if line.search(Path(f"/proc/{pid}/status").read_text()))
 
     def clear(self) -> None:
         """Remove every container."""

@@ -92,7 +92,7 @@ def read_load(conn: Connection) -> Load:
 @cache
 def _landscape() -> Any:
     """All that decides who may go, in one shape: each round trip counts while a single job waits."""
-    shape = {
+    shape: dict[str, Any] = {
         "name": sa.Text(), "tenant": sa.Text(), "lane": sa.Text(), "number": sa.Integer(), "held": sa.Integer(),
         "weight": sa.Float(), "offer": Json,
     }  # fmt: skip

@@ -28,7 +28,7 @@ def find(conn: Connection, tenant: str, names: Iterable[str]) -> dict[str, str]:
     query = sa.select(secrets.c.name, secrets.c.sealed).where(
         secrets.c.tenant == tenant, secrets.c.name.in_(list(names))
     )
-    return {name: sealed for name, sealed in conn.execute(query)}
+    return {row.name: row.sealed for row in conn.execute(query)}
 
 
 def list_names(conn: Connection, tenant: str) -> list[tuple[str, datetime]]:

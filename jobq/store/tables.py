@@ -267,4 +267,3 @@ schedulers = Table(
     Column("started_at", Instant, nullable=False),
     Column("renewed_at", Instant, nullable=False),
 )
-

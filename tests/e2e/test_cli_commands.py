@@ -101,7 +101,9 @@ def test_the_life_of_a_waiting_job(command: Command) -> None:
     assert "Paused by a person" in command.ok("job", "why", job).out
     assert command.ok("job", "resume", job).out == f"{job} is PENDING·ready\n"
     command.refused("wait_timeout", "job", "wait", job, "--timeout", "0.1", exit_code=3)
-    command.refused("wait_timeout", "enqueue", "heartbeat", "https://example.org/", "--wait", "--wait-timeout", "0.1", exit_code=3)
+    command.refused(
+        "wait_timeout", "enqueue", "heartbeat", "https://example.org/", "--wait", "--wait-timeout", "0.1", exit_code=3
+    )
     assert command.ok("job", "cancel", job, "--json").document["reason"] == "by_user"
     assert command("job", "wait", job).code == 1
     assert command.ok("job", "logs", job).out == ""
@@ -203,7 +205,12 @@ def test_the_life_of_a_workflow(command: Command) -> None:
         *create, "--overlap", "skip", "--misfire", "catch_up", "--misfire-grace", "5", "--max-catch-up", "3",
         "--concurrency", "2", "--max-failures", "5", "--retention", "P1D", "--start-at", "2026-01-01T00:00:00Z", "--json",
     ).document  # fmt: skip
-    assert (made["overlap"], made["misfire"], made["misfire_grace"], made["max_catch_up"]) == ("skip", "catch_up", 5.0, 3)
+    assert (made["overlap"], made["misfire"], made["misfire_grace"], made["max_catch_up"]) == (
+        "skip",
+        "catch_up",
+        5.0,
+        3,
+    )
     assert (made["concurrency"], made["max_consecutive_job_failures_allowed"], made["retention"]) == (2, 5, 86400.0)
     assert command.ok("workflow", "list").out.splitlines()[1].split()[:3] == ["page", "ACTIVE", "HEARTBEAT"]
     slots = command.ok("workflow", "preview", "page", "-n", "3", "--json").items
@@ -211,7 +218,9 @@ def test_the_life_of_a_workflow(command: Command) -> None:
     assert len(command.ok("workflow", "preview", "page").out.splitlines()) == 6
     assert "is PAUSED" in command.ok("workflow", "pause", "page").out
     assert "is ACTIVE, next slot in" in command.ok("workflow", "resume", "page").out
-    job = command.job("workflow", "trigger", made["id"], "--at", "2026-11-30T08:00:00Z", "--state", "[1]", "--name", "x")
+    job = command.job(
+        "workflow", "trigger", made["id"], "--at", "2026-11-30T08:00:00Z", "--state", "[1]", "--name", "x"
+    )
     found = command.ok("job", "show", job, "--json").document
     assert (found["workflow_id"], found["trigger"], found["name"]) == (made["id"], "MANUAL", "x")
     assert [one["id"] for one in command.ok("job", "list", "--workflow", "page", "--json").items] == [job]
@@ -282,7 +291,9 @@ def test_prune_deletes_what_ended_and_only_that(command: Command) -> None:
 
 
 def test_flags_win_over_the_environment_which_wins_over_the_file(on_sqlite: Command, tmp_path: Path) -> None:
-    (tmp_path / "own.toml").write_text('tenant = "file"\nenv_id = "file"\nlog_level = "debug"\n[policy]\nimages = ["a"]\n')
+    (tmp_path / "own.toml").write_text(
+        'tenant = "file"\nenv_id = "file"\nlog_level = "debug"\n[policy]\nimages = ["a"]\n'
+    )
     env = {"JOBQ_CONFIG": str(tmp_path / "own.toml"), "JOBQ_ENV_ID": "environment"}
     secret = {"JOBQ_BROKER_URL": "redis://:pa55@h/0", "JOBQ_SECRET_KEY": "s3cret" * 5}
     found = on_sqlite.ok("--tenant", "flag", "config", "--json", env=env | secret)

@@ -77,7 +77,9 @@ def asked(code: str, *cli: str, **fields: Any) -> Row:
 JSON_TEXT = {
     "no JSON": text("invalid_json", "{"),
     "NaN": text("invalid_json", '{"endpoint": NaN}'),
-    "a key that comes twice": text("invalid_json", '{"endpoint": "https://a.example", "endpoint": "https://b.example"}'),
+    "a key that comes twice": text(
+        "invalid_json", '{"endpoint": "https://a.example", "endpoint": "https://b.example"}'
+    ),
     "too deep": text("invalid_json", "[" * 33 + "]" * 33),
     "too large": text("payload_too_large", json.dumps({"endpoint": "x" * 300_000})),
 }
@@ -85,7 +87,9 @@ SHAPES = {
     "an unknown field": container("validation_error", imagee="alpine"),
     "a wrong type": container("validation_error", command="echo"),
     "a spec that is no object": Row(
-        "validation_error", ["enqueue", "HEARTBEAT", "--spec", "[]"], lambda jobq: jobq.enqueue([], kind="HEARTBEAT")  # type: ignore[arg-type]
+        "validation_error",
+        ["enqueue", "HEARTBEAT", "--spec", "[]"],
+        lambda jobq: jobq.enqueue([], kind="HEARTBEAT"),  # type: ignore[arg-type]
     ),
     "an unknown kind": Row(
         "validation_error", ["enqueue", "NOPE", "--spec", "{}"], lambda jobq: jobq.enqueue({}, kind="NOPE")
@@ -107,7 +111,9 @@ SCHEDULES = {
     "an interval over a year": schedule("--interval", "P366D", interval="P366D"),
     "months": schedule("--interval", "P1M", interval="P1M"),
     "a bad cron expression": schedule("--cron", "61 * * * *", cron="61 * * * *"),
-    "an unknown zone": schedule("--cron", "0 0 * * *", "--timezone", "Mars/Base", cron="0 0 * * *", timezone="Mars/Base"),
+    "an unknown zone": schedule(
+        "--cron", "0 0 * * *", "--timezone", "Mars/Base", cron="0 0 * * *", timezone="Mars/Base"
+    ),
     "a naive instant": asked("invalid_schedule", "--at", "2027-01-01T00:00:00", scheduled_at="2027-01-01T00:00:00"),
     "an instant in ten years": asked(
         "invalid_schedule", "--at", "2099-01-01T00:00:00Z", scheduled_at="2099-01-01T00:00:00Z"

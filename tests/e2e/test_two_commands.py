@@ -60,9 +60,7 @@ def demo(clone: Path, environment: dict[str, str], tmp_path: Path) -> Iterator[s
     process.wait()
 
 
-def test_make_run_shows_jobs_that_complete_and_ends_at_control_c(
-    demo: subprocess.Popen[bytes], tmp_path: Path
-) -> None:
+def test_make_run_shows_jobs_that_complete_and_ends_at_control_c(demo: subprocess.Popen[bytes], tmp_path: Path) -> None:
     output = tmp_path / "output"
 
     def completed() -> bool:

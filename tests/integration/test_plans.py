@@ -65,14 +65,12 @@ class Recorded:
         self.run(lambda conn: jobs.enqueue(conn, new))
 
     def promote(self, room: int) -> list[UUID]:
-        self.run(lambda conn: conn.execute(sa.text(f'UPDATE jobq_workers SET queues = \'{{"noop": {room}}}\'')))
+        self.run(lambda conn: conn.execute(sa.text(f"UPDATE jobq_workers SET queues = '{{\"noop\": {room}}}'")))
         done: promote.Promoted = self.run(lambda conn: promote.promote(conn, {}, self.cursor))
         return done.batches.get("noop", [])
 
     def take(self, ids: list[UUID]) -> list[claim.Claimed]:
-        taken: list[claim.Claimed] = self.run(
-            lambda conn: claim.claim(conn, claim.Claimant(self.worker), "noop", ids)
-        )
+        taken: list[claim.Claimed] = self.run(lambda conn: claim.claim(conn, claim.Claimant(self.worker), "noop", ids))
         return taken
 
     def end(self, taken: list[claim.Claimed], outcome: Outcome) -> None:
@@ -144,9 +142,7 @@ def test_a_statement_of_the_hot_path_touches_only_its_own_rows(
 
 
 @pytest.mark.parametrize("analyzed", [never, while_full, while_queued, after_the_drain])
-def test_a_look_that_finds_nothing_walks_past_nothing(
-    recorded: Recorded, analyzed: Callable[[Recorded], None]
-) -> None:
+def test_a_look_that_finds_nothing_walks_past_nothing(recorded: Recorded, analyzed: Callable[[Recorded], None]) -> None:
     analyzed(recorded)
     recorded.plans.clear()
     recorded.run(lambda conn: promote.promote(conn, {}, recorded.cursor))

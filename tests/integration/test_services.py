@@ -30,9 +30,7 @@ def test_postgres_gives_each_test_a_database_of_its_own(
     postgres_server.drop(other)
 
 
-def test_postgres_keeps_committed_rows_over_a_crash(
-    postgres_url: str, postgres_server: services.Postgres
-) -> None:
+def test_postgres_keeps_committed_rows_over_a_crash(postgres_url: str, postgres_server: services.Postgres) -> None:
     with psycopg.connect(postgres_url) as connection:
         connection.execute("CREATE TABLE kept (id int)")
     postgres_server.kill()
@@ -104,9 +102,7 @@ def test_rabbitmq_gives_each_test_an_empty_virtual_host(rabbitmq_url: str) -> No
         queue.close()
 
 
-def test_rabbitmq_keeps_durable_messages_over_a_kill(
-    rabbitmq_url: str, rabbitmq_server: services.RabbitMQ
-) -> None:
+def test_rabbitmq_keeps_durable_messages_over_a_kill(rabbitmq_url: str, rabbitmq_server: services.RabbitMQ) -> None:
     with kombu.Connection(rabbitmq_url, transport_options={"confirm_publish": True}) as connection:
         queue = connection.SimpleQueue("hints")
         queue.put({"ids": [2]})
@@ -144,9 +140,7 @@ def test_a_container_outlives_its_engine_until_the_engine_is_back(docker_engine:
 
 
 @pytest.mark.parametrize("server", [services.Postgres, services.Redis, services.RabbitMQ, services.Docker])
-def test_a_server_dies_with_the_process_that_started_it(
-    server: type[services.Server], tmp_path: Path
-) -> None:
+def test_a_server_dies_with_the_process_that_started_it(server: type[services.Server], tmp_path: Path) -> None:
     """Also when that process is killed, and also the children: backends, epmd, containerd."""
     services.require(*server.programs)
     if server is services.Docker:

@@ -23,7 +23,7 @@ MOVES = "\x1b[2J\x07\r\x9b31m\u202eevil\u2028\x7f"
 @pytest.fixture(autouse=True)
 def _no_color(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NO_COLOR", "1")
-    yield
+    return
 
 
 def test_what_could_steer_a_terminal_is_shown_as_an_escape() -> None:

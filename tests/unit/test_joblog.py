@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tracemalloc
 from uuid import UUID
@@ -290,7 +291,7 @@ def test_what_is_stored_is_bounded_in_bytes(lines: list[str], budget: int, every
 @settings(max_examples=300, deadline=None)
 def test_it_does_not_matter_how_the_output_is_cut_into_parts(output: bytes, cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(output)) for cut in cuts), len(output)]
-    parts = [output[begin:end] for begin, end in zip(places, places[1:], strict=False)]
+    parts = [output[begin:end] for begin, end in itertools.pairwise(places)]
     assert written(*parts) == written(output)
 
 

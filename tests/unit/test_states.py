@@ -68,7 +68,7 @@ def test_a_transition_has_a_reason_that_is_legal_for_its_status(status: Status, 
 
 
 def test_what_wakes_by_itself_is_pending() -> None:
-    assert WAKING < REASONS[P]
+    assert REASONS[P] > WAKING
     assert {Reason.READY, Reason.BLOCKED, Reason.PAUSED}.isdisjoint(WAKING)
 
 
