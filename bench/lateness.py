@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +12,6 @@ from bench.peer import TICKED
 from bench.stack import Peer, Servers, Stack
 from jobq.client import JobQ
 from jobq.definition import Definition
-import itertools
 
 _AT_ONCE = 500
 

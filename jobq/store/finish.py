@@ -22,6 +22,7 @@ from jobq.models import Outcome
 from jobq.states import Reason, Status, Transition, Trigger, may_go
 from jobq.store.database import Instant, Json, id_list, incoming, insert, is_one_of, later, now, rows_json
 from jobq.store.tables import attempts, jobs, workflows
+from jobq.store.wakeup import announce
 
 
 @dataclass(slots=True)
@@ -191,6 +192,8 @@ def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
     rows = rows_json([_row(change) for change in ordered])
     written = set(conn.scalars(_put_back(conn.dialect.name), {"changes": rows}))
     _keep_attempts(conn, ordered, written)
+    if any(change.to.due_in is None for change in ordered):
+        announce(conn)  # ready again, for another worker
     return written
 
 
@@ -287,8 +290,8 @@ def _count_failures(conn: Connection, ended: Sequence[Row[Any]]) -> None:
 def _release_next(conn: Connection, ended: Sequence[Row[Any]]) -> None:
     """A slot's job that had to wait for its predecessor (overlap) is ready now."""
     waited_for = {row.workflow_id for row in ended if row.workflow_id and row.trigger == Trigger.AUTOMATIC}
-    if waited_for:
-        release_blocked(conn, waited_for)
+    if waited_for and release_blocked(conn, waited_for):
+        announce(conn)
 
 
 def release_blocked(conn: Connection, of: Iterable[UUID] | None = None) -> int:
