@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from jobq.store.database import Database
@@ -10,6 +11,9 @@ from jobq.store.materialize import materialize
 
 _LONGEST = 1.0
 """Seconds after which the next slot is looked up again: a workflow may have been created meanwhile."""
+_SWEEP_EVERY = 0.25
+"""Seconds after which blocked jobs are looked at, however busy the schedules are. A job whose predecessor ended in the
+very moment of its creation has nobody else to release it, and its workflow's later slots would be dropped behind it."""
 
 
 class Materializer:
@@ -18,10 +22,17 @@ class Materializer:
     def __init__(self, database: Database, on_jobs: Callable[[], None]) -> None:
         self._database = database
         self._on_jobs = on_jobs
+        self._swept_at = -_SWEEP_EVERY
 
     def tick(self) -> float:
         """Make the jobs of what is due; returns the seconds until the next slot."""
         done = self._database.run(materialize)
-        if done.jobs or self._database.run(release_blocked):
+        if done.jobs + self._sweep():
             self._on_jobs()
         return _LONGEST if done.wait is None else min(done.wait, _LONGEST)
+
+    def _sweep(self) -> int:
+        if time.monotonic() - self._swept_at < _SWEEP_EVERY:
+            return 0
+        self._swept_at = time.monotonic()
+        return self._database.run(release_blocked)

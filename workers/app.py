@@ -17,9 +17,18 @@ from functools import cache
 from typing import Any
 
 from celery import Celery
+from celery.apps.worker import Worker as CeleryProcess
 from celery.exceptions import SecurityWarning
-from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import (
+    task_rejected,
+    task_unknown,
+    worker_init,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
 from celery.worker import WorkController
+from celery.worker import state as celery_state
 
 from jobq.broker import TASK, make_celery, message_queue, parse_hint, require_shared
 from jobq.settings import Settings
@@ -62,10 +71,17 @@ class App:
             return
         self.worker.hint(hint.queue, hint.ids)
 
+    def _refused(self, sender: Any = None, **_: Any) -> None:
+        """Celery refused a message by itself: a foreign task, a form that could carry code, or no form at all."""
+        if getattr(sender, "app", None) is self.celery:
+            self.dropped += 1
+
     # --- the life of the process -----------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Start to work; Celery's consumer follows."""
+        for signal_ in (task_unknown, task_rejected):
+            signal_.connect(self._refused, weak=False)
         self.worker = Worker(self.settings, self.queues)
         self.worker.lease.on_drain = self.on_drain
         self.worker.start()
@@ -77,6 +93,8 @@ class App:
 
     def end(self) -> None:
         """Let running jobs end, then stop."""
+        for signal_ in (task_unknown, task_rejected):
+            signal_.disconnect(self._refused)
         if self.worker is not None:
             self.worker.stop()
             self.worker = None
@@ -136,12 +154,31 @@ class EmbeddedWorker:
         self._thread.join(5.0)
 
 
+class _Process(CeleryProcess):
+    """A Celery worker that SIGTERM, Ctrl-C and the end of its terminal end alike: it drains and exits 0.
+
+    With Celery's own handlers Ctrl-C exits 1, and both write on stdout. A second signal ends the process at once.
+    """
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Celery calls this when it is about to start."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._end)
+
+    def _end(self, number: int, _frame: Any) -> None:
+        if celery_state.should_stop is not None:
+            os._exit(128 + number)
+        log.info("the worker drains")
+        worker_shutting_down.send(sender=self, sig=signal.Signals(number).name, how="Warm", exitcode=0)
+        celery_state.should_stop = 0  # type: ignore[assignment]  # an exit code, where there is one
+
+
 def run_worker(settings: Settings, queues: Mapping[str, int]) -> int:
     """``jobq worker``: a Celery worker in this process until SIGTERM or Ctrl-C; returns the exit code."""
     require_shared(settings, "worker")
     own = App(settings, queues)
     own.bind_signals()
-    worker = own.celery.Worker(
+    worker = own.celery.subclass_with_self(_Process)(
         without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True, loglevel=settings.log_level,
         hostname=f"jobq-{os.getpid()}@{socket.gethostname()}",
     )  # fmt: skip

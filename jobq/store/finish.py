@@ -134,7 +134,7 @@ def _put_back(dialect: str) -> Any:
             due_at=sa.case((waits, later(change.c.due_in))), ready_at=sa.case((waits, sa.null()), else_=ready_at),
             queued_at=None, started_at=None, next_send_at=None, sends=0, worker_id=None, host=None,
         )
-        .returning(jobs.c.id)
+        .returning(jobs.c.id, jobs.c.attempt, jobs.c.trigger, jobs.c.workflow_id)
     )  # fmt: skip
 
 
@@ -185,16 +185,49 @@ def finish(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
 
 
 def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
-    """Return jobs to PENDING (retry, requeue, drain, closed queue). Same guard, same promise as ``finish``."""
+    """Return jobs to PENDING (retry, requeue, drain, closed queue). Same guard, same promise as ``finish``.
+
+    A schedule's job whose workflow was terminated meanwhile ends at once (CANCELED·workflow_terminated).
+    """
     ordered = sorted(changes, key=lambda change: change.id)
     if not ordered:
         return set()
-    rows = rows_json([_row(change) for change in ordered])
-    written = set(conn.scalars(_put_back(conn.dialect.name), {"changes": rows}))
+    parameters = {"changes": rows_json([_row(change) for change in ordered])}
+    rows = conn.execute(_put_back(conn.dialect.name), parameters).all()
+    written = {row.id for row in rows}
     _keep_attempts(conn, ordered, written)
+    _end_terminated(conn, [row for row in rows if row.workflow_id is not None and row.trigger == Trigger.AUTOMATIC])
     if any(change.to.due_in is None for change in ordered):
         announce(conn)  # ready again, for another worker
     return written
+
+
+def _end_terminated(conn: Connection, waiting: Sequence[Row[Any]]) -> None:
+    """End those of the jobs whose workflow is terminated; the lock waits for a termination that is under way.
+
+    ``terminate`` passes over rows that somebody else is just writing, and counts on this.
+    """
+    if not waiting:
+        return
+    dialect = conn.dialect.name
+    found = conn.execute(_statuses(dialect), {"ids": id_list(dialect, {row.workflow_id for row in waiting})})
+    terminated = {row.id for row in found if row.status == "TERMINATED"}
+    finish(conn, (_terminated(row, Status.PENDING) for row in waiting if row.workflow_id in terminated))
+
+
+@cache
+def _statuses(dialect: str) -> Any:
+    return (
+        sa.select(workflows.c.id, workflows.c.status)
+        .where(is_one_of(dialect, workflows.c.id, "ids"))
+        .order_by(workflows.c.id)
+        .with_for_update(read=True)
+    )
+
+
+def _terminated(row: Any, was: Status) -> Change:
+    to = Transition(Status.CANCELED, Reason.WORKFLOW_TERMINATED)
+    return Change(row.id, was, row.attempt, to, message="the workflow was terminated")
 
 
 def _keep_attempts(conn: Connection, changes: Sequence[Change], written: set[UUID]) -> None:
@@ -239,17 +272,34 @@ _TALLY_COLUMNS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def _counts(tally: Any) -> Any:
+    """Only the current generation counts, and a success of a healthy workflow writes nothing."""
+    return sa.and_(
+        workflows.c.id == tally.c.id,
+        workflows.c.generation == tally.c.generation,
+        sa.or_(tally.c.fails > 0, workflows.c.consecutive_failures > 0),
+    )
+
+
+@cache
+def _lock_counted(dialect: str) -> Any:
+    """The workflows whose counters will change, locked in the order of their ids: an UPDATE alone joins as it likes."""
+    tally = incoming(dialect, "tallies", _TALLY_COLUMNS)
+    return (
+        sa.select(workflows.c.id)
+        .select_from(workflows)
+        .join(tally, _counts(tally))
+        .order_by(workflows.c.id)
+        .with_for_update(of=workflows)
+    )
+
+
 @cache
 def _count(dialect: str) -> Any:
-    """Only the current generation counts, and a success of a healthy workflow writes nothing."""
     tally = incoming(dialect, "tallies", _TALLY_COLUMNS)
     return (
         sa.update(workflows)
-        .where(
-            workflows.c.id == tally.c.id,
-            workflows.c.generation == tally.c.generation,
-            sa.or_(tally.c.fails > 0, workflows.c.consecutive_failures > 0),
-        )
+        .where(_counts(tally))
         .values(
             consecutive_failures=sa.case(
                 (tally.c.reset > 0, tally.c.fails), else_=workflows.c.consecutive_failures + tally.c.fails
@@ -281,8 +331,10 @@ def _count_failures(conn: Connection, ended: Sequence[Row[Any]]) -> None:
     rows = [asdict(tally) for key, tally in sorted(tallies.items()) if tally.reset or tally.fails]
     if not rows:
         return
-    counted = conn.execute(_count(conn.dialect.name), {"tallies": rows_json(rows)}).all()
-    for row in counted:
+    dialect, parameters = conn.dialect.name, {"tallies": rows_json(rows)}
+    if not conn.execute(_lock_counted(dialect), parameters).all():
+        return
+    for row in conn.execute(_count(dialect), parameters).all():
         if row.consecutive_failures >= row.allowed and row.status != "TERMINATED":
             terminate(conn, row.id, f"{row.consecutive_failures} jobs in a row failed")
 
@@ -350,17 +402,15 @@ def terminate(conn: Connection, workflow_id: UUID, message: str) -> bool:
         .order_by(jobs.c.id)
         .with_for_update()
     ).all()
-    canceled = Transition(Status.CANCELED, Reason.WORKFLOW_TERMINATED)
-    finish(
-        conn,
-        (
-            Change(row.id, Status(row.status), row.attempt, canceled, message="the workflow was terminated")
-            for row in waiting
-        ),
+    finish(conn, (_terminated(row, Status(row.status)) for row in waiting))
+    # Whoever records one of these jobs just now may wait for the workflow's row, which is ours: see _end_terminated.
+    running = (
+        sa.select(jobs.c.id)
+        .where(automatic, jobs.c.status == Status.RUNNING.value)
+        .order_by(jobs.c.id)
+        .with_for_update(skip_locked=True)
     )
-    conn.execute(
-        sa.update(jobs).where(automatic, jobs.c.status == Status.RUNNING.value).values(max_attempts=jobs.c.failures + 1)
-    )
+    conn.execute(sa.update(jobs).where(jobs.c.id.in_(running)).values(max_attempts=jobs.c.failures + 1))
     return True
 
 

@@ -1,6 +1,8 @@
 """Jobs end: once, for good, and with all that an end means to their workflow."""
 
 import re
+from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -16,6 +18,7 @@ from jobq.store.jobs import new_id
 from tests.stores import Store, ended, failed, new_job
 
 FATAL = {"retry": False}
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def test_the_database_refuses_rows_that_contradict_themselves(store: Store, colu
 
 @pytest.mark.parametrize("status", ["PAUSED", "TERMINATED"])
 def test_the_database_refuses_a_workflow_that_fires_although_it_is_not_active(store: Store, status: str) -> None:
-    store.workflow(interval=workflows.timedelta(hours=1))
+    store.workflow(interval=HOUR)
     with pytest.raises(sa.exc.IntegrityError):
         store.execute("UPDATE jobq_workflows SET status = :status", status=status)
 
@@ -243,7 +246,7 @@ def test_one_batch_counts_for_each_workflow_apart(store: Store, worker: UUID) ->
 
 
 def test_a_workflow_is_terminated_at_its_threshold_and_not_before(store: Store, worker: UUID) -> None:
-    flow = store.workflow(interval=workflows.timedelta(hours=1), max_consecutive_job_failures_allowed=2)
+    flow = store.workflow(interval=HOUR, max_consecutive_job_failures_allowed=2)
     outcomes(store, worker, flow, failed())
     assert store.flow(flow).status is WorkflowStatus.ACTIVE
     outcomes(store, worker, flow, failed())
@@ -293,6 +296,21 @@ def test_a_running_job_of_a_terminated_workflow_may_still_succeed(store: Store, 
     assert store.end(worker, running) == {running.id}
     assert store.state(running.id) == "COMPLETED·succeeded"
     assert store.flow(flow).status is WorkflowStatus.TERMINATED
+
+
+@pytest.mark.parametrize(
+    "report", [{"outcome": Outcome.requeued(HOUR, "429")}, {"drained": True}], ids=["requeue", "drain"]
+)
+def test_a_running_job_of_a_terminated_workflow_does_not_go_back_to_the_queue(
+    store: Store, worker: UUID, report: dict[str, Any]
+) -> None:
+    flow = store.workflow(max_consecutive_job_failures_allowed=1)
+    (automatic, failing), (manual,) = run(store, worker, flow, 2, trigger=Trigger.AUTOMATIC), run(store, worker, flow)
+    store.end(worker, failing, failed())
+    for job in (automatic, manual):
+        assert store.end(worker, job, **{"outcome": Outcome.stopped(), **report}) == {job.id}
+    assert store.state(automatic.id) == "CANCELED·workflow_terminated"
+    assert store.state(manual.id).startswith("PENDING·")
 
 
 def test_a_running_job_of_a_terminated_workflow_is_said_to_be_in_its_last_attempt(store: Store, worker: UUID) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobq import Container, Every, Status
+from jobq import Container, Definition, Every, Status
+from jobq.validation import parse
 from tests.fleet import Fleet
 from tests.services import Docker, Redis, wait_until
 
@@ -23,9 +24,10 @@ def fleet(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Fleet]:
         yield fleet
 
 
+@pytest.mark.timeout(300)
 def test_two_schedulers_and_three_workers_make_each_slot_of_a_thousand_workflows_once(fleet: Fleet) -> None:
-    for number in range(1000):
-        fleet.jobq.create_workflow({}, kind="NAP", name=f"w{number}", schedule=Every(3), misfire="catch_up")
+    fields = {"kind": "NAP", "interval": 3, "misfire": "catch_up", "max_catch_up": 1000}
+    fleet.jobq.apply([parse(Definition, {**fields, "name": f"w{number}"}) for number in range(1000)])
     began = time.monotonic()
     for _ in range(2):
         fleet.scheduler()
@@ -33,8 +35,8 @@ def test_two_schedulers_and_three_workers_make_each_slot_of_a_thousand_workflows
         fleet.worker("nap:200")
     wait_until(lambda: time.monotonic() - began > 15, timeout=20, interval=0.5, what="some slots to pass")
     names = [workflow.name for page in pages(fleet) for workflow in page]
-    for name in names:
-        fleet.jobq.pause_workflow(name)
+    with fleet.jobq.database.begin() as conn:
+        conn.exec_driver_sql("UPDATE jobq_workflows SET status = 'PAUSED', next_fire_at = NULL")
     fleet.wait_until_done()
 
     odd = fleet.ask(
@@ -90,7 +92,7 @@ def test_a_frozen_worker_cannot_record_what_others_have_taken_over(fleet: Fleet)
 
     fleet.check_ledger(set(accepted))
     assert fleet.ends() == {"COMPLETED·succeeded": 5}
-    assert not fleet.ask("SELECT 1 FROM jobq_jobs WHERE attempt <> 2")
+    assert not fleet.ask("SELECT 1 FROM jobq_jobs WHERE attempt < 2"), "the frozen worker's outcome was taken"
 
 
 def test_a_flushed_redis_delays_jobs_by_seconds_and_loses_none(fleet: Fleet, redis_server: Redis) -> None:

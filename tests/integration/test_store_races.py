@@ -424,3 +424,20 @@ def test_of_a_renewal_and_a_declaration_of_death_the_later_one_sees_the_earlier(
             lambda late=late: store.do(workers.renew, late, 30.0, None), lambda: store.do(workers.declare_dead)
         )
         assert renewal.alive is (late not in dead)
+
+
+def test_a_job_whose_workflow_is_terminated_while_its_failure_is_recorded_is_not_tried_again(
+    store: Store, worker: UUID
+) -> None:
+    other = store.worker()
+    for _ in range(25):
+        flow = store.workflow(max_consecutive_job_failures_allowed=1)
+        ids = store.add(*(store.job_of(flow, trigger=Trigger.AUTOMATIC, max_attempts=5) for _ in range(2)))
+        store.promote()
+        (last,), (tried_again,) = store.claim(worker, ids[:1]), store.claim(other, ids[1:])
+        at_once(
+            lambda last=last: store.end(worker, last, failed(retry=False)),
+            lambda tried_again=tried_again: store.end(other, tried_again, failed()),
+        )
+        assert store.flow(flow).status == "TERMINATED"
+        assert store.state(tried_again.id) in {"FAILED·error", "CANCELED·workflow_terminated"}

@@ -1,0 +1,96 @@
+"""Hints over Redis: what may happen to them costs latency, never a job."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from jobq.broker import Hint
+from jobq.errors import Unavailable
+from jobq.store.jobs import new_id
+from scheduler.publish import Publisher
+from tests import services
+from tests.integration.brokers import BrokerSuite, Stack, check_life_without_a_broker
+from tests.services import wait_until
+from tests.stores import QUEUE
+
+
+@pytest.fixture
+def stack(sqlite_url: str, redis_url: str) -> Iterator[Stack]:
+    stack = Stack(sqlite_url, redis_url)
+    yield stack
+    stack.close()
+
+
+class TestRedis(BrokerSuite):
+    """On SQLite."""
+
+
+class TestRedisAndPostgreSQL(BrokerSuite):
+    """The usual pair."""
+
+    @pytest.fixture
+    def stack(self, postgres_url: str, redis_url: str) -> Iterator[Stack]:
+        stack = Stack(postgres_url, redis_url)
+        yield stack
+        stack.close()
+
+
+def test_jobs_go_on_while_redis_is_away_and_by_hints_when_it_is_back(
+    stack: Stack, redis_server: services.Redis
+) -> None:
+    check_life_without_a_broker(stack, redis_server, lambda: 60)
+
+
+def test_a_redis_that_lost_everything_midway_delays_jobs_by_seconds(stack: Stack, redis_server: services.Redis) -> None:
+    stack.worker(4)
+    stack.scheduler()
+    ids = stack.store.enqueue(60, spec={"seconds": 0.05})
+    wait_until(lambda: stack.store.count("jobq_jobs", "status = 'COMPLETED'") > 10)
+    redis_server.flush()
+    began = time.monotonic()
+    stack.wait(ids)
+    later = stack.store.enqueue_one()
+    wait_until(lambda: stack.store.job(later).finished, timeout=5)
+    assert time.monotonic() - began < 10
+
+
+def test_a_redis_that_does_not_answer_is_given_up_within_seconds(stack: Stack, redis_server: services.Redis) -> None:
+    stack.broker.publish([Hint(QUEUE, [new_id()])])
+    publisher = Publisher(stack.broker, 100)
+    publisher.offer(QUEUE, [new_id()])
+    redis_server.freeze()
+    try:
+        began = time.monotonic()
+        publisher.tick()
+        assert publisher.away
+        assert time.monotonic() - began < 10
+        # what is offered meanwhile is dropped and not waited for
+        publisher.offer(QUEUE, [new_id()])
+        began = time.monotonic()
+        publisher.tick()
+        assert time.monotonic() - began < 1
+    finally:
+        redis_server.thaw()
+    wait_until(lambda: not publisher.away, timeout=5)
+    before = stack.broker.depth(QUEUE)
+    publisher.offer(QUEUE, [new_id()])
+    publisher.tick()
+    assert stack.broker.depth(QUEUE) == before + 1
+
+
+def test_a_redis_that_is_full_is_away_and_says_why(stack: Stack, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 1)
+    with pytest.raises(Unavailable, match="maxmemory"):
+        stack.broker.publish([Hint(QUEUE, [new_id()])])
+
+
+def test_an_item_that_is_no_message_does_not_stop_the_worker_from_working(stack: Stack, redis_url: str) -> None:
+    stack.worker()
+    stack.scheduler()
+    with redis.Redis.from_url(redis_url) as client:
+        client.lpush(f"jobq.{QUEUE}", b"\x80garbage")
+    ids = stack.store.enqueue(10)
+    stack.wait(ids)
