@@ -18,6 +18,7 @@ from typing import Any
 
 from celery import Celery
 from celery.apps.worker import Worker as CeleryProcess
+from celery.bootsteps import CLOSE
 from celery.exceptions import SecurityWarning
 from celery.signals import (
     task_rejected,
@@ -32,6 +33,7 @@ from celery.worker import state as celery_state
 
 from jobq.broker import TASK, make_celery, message_queue, parse_hint, require_shared
 from jobq.settings import Settings
+from workers.pool import turn
 from workers.service import Worker
 from workers.slots import DEFAULT_SLOTS, parse_queues
 
@@ -148,10 +150,15 @@ class EmbeddedWorker:
         """Drain, let running jobs end, stop the consumer."""
         worker_ready.disconnect(self._on_ready)
         self._app.drain()
-        if self._celery is not None:
-            self._celery.stop()  # a consumer that polls needs up to 2 s for it: meanwhile jobs end
+        consumer = getattr(self._celery, "consumer", None)
+        if consumer is not None:
+            # Its own thread leaves its loop (within 2 s where it polls) while jobs end: no other may use its connection.
+            consumer.blueprint.state = CLOSE
+            turn(getattr(self._celery, "hub", None))
         self._app.end()
         self._thread.join(5.0)
+        if self._celery is not None:
+            self._celery.stop()
 
 
 class _Process(CeleryProcess):

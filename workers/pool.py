@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from typing import Any
 
 from celery.concurrency.thread import ApplyResult, TaskPool  # type: ignore[attr-defined]  # the stubs lack one
-from kombu.asynchronous import get_event_loop
+from kombu.asynchronous import Hub, get_event_loop
 
 
 class HintPool(TaskPool):
@@ -19,13 +18,13 @@ class HintPool(TaskPool):
     def on_apply(self, *args: Any, **kwargs: Any) -> ApplyResult:
         """See ``BasePool``."""
         result = super().on_apply(*args, **kwargs)
-        result.f.add_done_callback(_turn_event_loop)
+        result.f.add_done_callback(lambda _: turn(get_event_loop()))
         return result
 
 
-def _turn_event_loop(_: Future[Any]) -> None:
-    loop = get_event_loop()
-    if loop is not None:  # brokers that are polled have none
+def turn(loop: Hub | None) -> None:
+    """Make an event loop that waits look around now, from any thread; brokers that are polled have none."""
+    if loop is not None:
         loop.call_soon(_nothing)
 
 
