@@ -49,15 +49,7 @@ def measure(where: Servers, *, jobs: int, against: Path | None = None) -> dict[s
 def _sender(part: Stack | Peer) -> Any:
     """A function that sends one job and returns the seconds until it ran."""
     if isinstance(part, Stack):
-        jobq = part.client()
-
-        def once() -> float:
-            job = jobq.enqueue({"sent_at": time.time()}, kind="NOOP", name="bench")
-            time.sleep(0.025)  # asking meanwhile would take the processor from what is measured
-            jobq.wait(job.id, 60)
-            return float(jobq.attempts(job.id)[0].result["waited"])
-
-        return once
+        return part.sender()
 
     def peer_once() -> float:
         part.app.send_task("bench.peer.waited", args=(time.time(),), queue=part.name.split()[1], ignore_result=True)

@@ -1,4 +1,4 @@
-"""The processes of a measurement: ``python -m bench.process upgrade | scheduler | worker QUEUES | drain JOBS``.
+"""The processes of a measurement: ``python -m bench.process upgrade | scheduler | worker QUEUES | drain JOBS | sender``.
 
 Each runs in the checkout that PYTHONPATH names, so that two checkouts can be measured in one run.
 """
@@ -66,6 +66,16 @@ def drain(jobs: int) -> None:
     print(json.dumps({"enqueue_s": enqueued - began, "seconds": ended - began}), flush=True)
 
 
+def sender() -> None:
+    """For each line that comes in: enqueue one job, wait for its end, and print the seconds until it ran."""
+    with JobQ(settings=settings()) as jobq:
+        for _ in sys.stdin:
+            job = jobq.enqueue({"sent_at": time.time()}, kind="NOOP", name="bench")
+            time.sleep(0.025)  # asking meanwhile would take the processor from what is measured
+            jobq.wait(job.id, 60)
+            print(jobq.attempts(job.id)[0].result["waited"], flush=True)
+
+
 def last_end(database: Database, first: UUID, jobs: int) -> float | None:
     """When the last of so many jobs ended, by the database's clock; None: some have not."""
     statement = sa.text(
@@ -86,6 +96,8 @@ def main(command: str, *arguments: str) -> int:
         return worker(arguments[0])
     elif command == "drain":
         drain(int(arguments[0]))
+    elif command == "sender":
+        sender()
     else:
         raise SystemExit(__doc__)
     return 0

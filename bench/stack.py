@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,7 @@ class Stack:
         self._where, self._workers, self._slots = where, workers, slots
         self._processes: list[subprocess.Popen[bytes]] = []
         self._clients: list[JobQ] = []
+        self._senders: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Stack:
         self.call("upgrade")
@@ -69,6 +70,8 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         for client in self._clients:
             client.close()
+        for sender in self._senders:
+            sender.communicate(timeout=60)  # the end of its input ends it
         for process in self._processes:
             process.terminate()
         for process in self._processes:
@@ -91,6 +94,24 @@ class Stack:
         made = JobQ(settings=Settings(database_url=self.database_url, plugins=["bench.noop:NoopExecutor"]))
         self._clients.append(made)
         return made
+
+    def sender(self) -> Callable[[], float]:
+        """A process of this checkout that enqueues: each call sends one job and returns the seconds until it ran."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.process", "sender"], env={**os.environ, **self.environment},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd="/",
+        )  # fmt: skip
+        self._senders.append(process)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        words, answers = process.stdin, process.stdout
+
+        def once() -> float:
+            words.write("\n")
+            words.flush()
+            return float(answers.readline())
+
+        return once
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.database_url) as connection:

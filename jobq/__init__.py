@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jobq.settings import Settings
     from jobq.specs import Container, Heartbeat, Spec
     from jobq.states import Reason, Status, Trigger
+    from jobq.sync import SourceSpec, Sync, TargetSpec
 
 _ADDRESS = {
     "client": ("JobQ",),
@@ -44,14 +45,15 @@ _ADDRESS = {
     "settings": ("Settings",),
     "specs": ("Container", "Heartbeat", "Spec"),
     "states": ("Reason", "Status", "Trigger"),
+    "sync": ("SourceSpec", "Sync", "TargetSpec"),
 }
 _MODULE_OF = {name: module for module, names in _ADDRESS.items() for name in names}
 
 __all__ = [
     "Attempt", "Conflict", "Container", "Context", "Cron", "Definition", "Every", "Forbidden", "Heartbeat",
     "InvalidInput", "Job", "JobQ", "JobQError", "JobRequest", "Kind", "LogLine", "Misconfigured", "NotFound",
-    "Outcome", "Page", "Reason", "RetryPolicy", "Settings", "Spec", "Status", "Trigger", "Unavailable", "Workflow",
-    "WorkflowStatus",
+    "Outcome", "Page", "Reason", "RetryPolicy", "Settings", "SourceSpec", "Spec", "Status", "Sync", "TargetSpec",
+    "Trigger", "Unavailable", "Workflow", "WorkflowStatus",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -21,17 +21,20 @@ from jobq.definition import JobRequest, checked_all
 from jobq.duration import HINT, parse_duration
 from jobq.errors import Conflict, InvalidInput, Unavailable
 from jobq.models import Artifact, Attempt, Job, LogLine, Page
-from jobq.operations import Queues, Secrets, Tenants, Workers
+from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
 from jobq.settings import Settings
 from jobq.states import Trigger
 from jobq.store import artifacts, control, logs
 from jobq.store import jobs as store
 from jobq.store import why as reasons
+from jobq.store.connectors import check_references
 from jobq.store.database import Database
+from jobq.store.fanin import child_spec
 from jobq.store.jobs import JobFilter, NewJob, new_id
 from jobq.store.prune import prune
-from jobq.store.wakeup import announce, ring
+from jobq.store.wakeup import announce, is_to_announce, ring
 from jobq.store.workers import database_now
+from jobq.syncs import Syncs
 from jobq.validation import parse
 from jobq.workflows import Workflows
 
@@ -40,12 +43,13 @@ if TYPE_CHECKING:
     from jobq.store.database import Connection
 
 Result = TypeVar("Result")
+SYNC = "SYNC"
 _INSERTED_AT_ONCE = 5000
 _DELETED_AT_ONCE = 1000
 _LOG_PAGE = 1000
 
 
-class JobQ(Workflows):
+class JobQ(Workflows, Syncs):
     """A tenant's door to jobq: workflows (``jobq.workflows``), jobs (here), ``queues``, ``tenants`` and ``workers``.
 
     ``JobQ()`` reads ``JOBQ_DATABASE_URL`` and ``JOBQ_TENANT``. ``actor`` names who acts, for the record of
@@ -92,6 +96,11 @@ class JobQ(Workflows):
         """Set, list and remove this tenant's secrets."""
         return Secrets(self.database, self.settings, self.tenant, self.actor)
 
+    @cached_property
+    def connectors(self) -> Connectors:
+        """Store, list and remove this tenant's connectors."""
+        return Connectors(self.database, self.settings, self.tenant, self.actor)
+
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
         if "database" in self.__dict__:
@@ -112,7 +121,11 @@ class JobQ(Workflows):
         the request differs). If a live job holds the ``dedupe_key``, the new one is recorded CANCELED·duplicate.
         """
         asked = self._request(spec, request)
-        return self._write(connection, lambda conn: self._enqueue_one(conn, asked))
+        plain = not (asked.idempotency_key or asked.scheduled_at or asked.after)
+        if connection is not None or not plain or asked.kind == SYNC:
+            job_id = new_id()  # the same in every try
+            return self._write(connection, lambda conn: self._enqueue_one(conn, asked, job_id))
+        return self._enqueue_plain(asked)
 
     def enqueue_many(
         self, requests: Iterable[JobRequest | dict[str, Any]], *, connection: Connection | None = None
@@ -141,34 +154,46 @@ class JobQ(Workflows):
     def _request(spec: Any, fields: dict[str, Any]) -> JobRequest:
         return parse(JobRequest, {**fields, "spec": spec})
 
-    def _enqueue_one(self, conn: Connection, asked: JobRequest) -> Job:
+    def _enqueue_plain(self, asked: JobRequest) -> Job:
+        """The usual job: one statement, unless its dedupe key is held."""
+        new = self._new_job(asked.checked(self.settings, datetime.now(UTC)))  # the clock judges scheduled_at only
+        wakes = is_to_announce(self.database.url)
+        job = self._write(None, lambda conn: store.enqueue_one(conn, new, wakes=wakes), one_statement=True)
+        return job or self._write(None, lambda conn: self._inserted(conn, new))
+
+    def _enqueue_one(self, conn: Connection, asked: JobRequest, job_id: UUID) -> Job:
         accepted = asked.checked(self.settings, database_now(conn))
-        new = self._new_job(accepted)
+        new = self._new_job(accepted, job_id)
         if accepted.idempotency_key is not None:
             body = hashlib.sha256(asked.model_dump_json(exclude={"idempotency_key"}).encode()).hexdigest()
             before = store.remember_request(conn, self.tenant, accepted.idempotency_key, body, new.id)
             if before is not None and before != new.id:
                 return store.get(conn, self.tenant, before)
+        return self._inserted(conn, new)
+
+    def _inserted(self, conn: Connection, new: NewJob) -> Job:
         self._insert(conn, [new], None)
         return store.get(conn, self.tenant, new.id)
 
-    @staticmethod
-    def _insert(conn: Connection, new: Sequence[NewJob], connection: Connection | None) -> list[UUID]:
+    def _insert(self, conn: Connection, new: Sequence[NewJob], connection: Connection | None) -> list[UUID]:
+        for job in new:
+            if job.kind == SYNC:
+                check_references(conn, self.tenant, job.spec, self.settings.policy)
         ids = store.enqueue(conn, new)
         announce(conn, always=connection is not None)
         return ids
 
-    def _new_job(self, request: JobRequest) -> NewJob:
+    def _new_job(self, request: JobRequest, job_id: UUID | None = None) -> NewJob:
         assert request.kind is not None  # a checked request has all of these
         assert request.name is not None
         assert request.queue is not None
         return NewJob(
             tenant=self.tenant, kind=request.kind, name=request.name, queue=request.queue, spec=request.spec,
             priority=request.priority, max_attempts=request.retry.max_attempts or 1,
-            timeout=None if request.timeout is None else request.timeout.total_seconds(), id=new_id(),
+            timeout=None if request.timeout is None else request.timeout.total_seconds(), id=job_id or new_id(),
             scheduled_at=request.scheduled_at,
             stale_after=None if request.stale_after is None else request.stale_after.total_seconds(),
-            state=request.state, retry=request.retry.stored(), dedupe_key=request.dedupe_key,
+            state=request.state, retry=request.retry.stored(), dedupe_key=request.dedupe_key, after=request.after,
         )  # fmt: skip
 
     # --- look ----------------------------------------------------------------------------------------------------
@@ -202,7 +227,9 @@ class JobQ(Workflows):
     def spec(self, job_id: UUID) -> dict[str, Any]:
         """What the job was told to do."""
         with self.database.read() as conn:
-            store.get(conn, self.tenant, job_id)
+            job = store.get(conn, self.tenant, job_id)
+            if job.entity_key is not None:
+                return child_spec(job)
             found: dict[str, Any] = store.get_data(conn, job_id).spec
             return found
 
@@ -271,11 +298,14 @@ class JobQ(Workflows):
     # --- act -------------------------------------------------------------------------------------------------------
 
     def cancel(self, job_id: UUID) -> Job:
-        """Cancel: at once while the job waits, within seconds while it runs. Conflict if it has ended."""
+        """Cancel: at once while the job waits, within seconds while it runs. Conflict if it has ended.
+
+        A SYNC is dequeued: no child of it starts from now on, and it ends when those that run have ended.
+        """
         return self._act(job_id, lambda conn: control.cancel(conn, self.tenant, job_id, self.actor))
 
     def pause(self, job_id: UUID) -> Job:
-        """Hold a waiting MANUAL job. Conflict ``not_pausable`` for others."""
+        """Hold a waiting MANUAL job, or a SYNC at any time. Conflict ``not_pausable`` for others."""
         return self._act(job_id, lambda conn: control.pause(conn, self.tenant, job_id, self.actor))
 
     def resume(self, job_id: UUID) -> Job:
@@ -283,7 +313,10 @@ class JobQ(Workflows):
         return self._act(job_id, lambda conn: control.resume(conn, self.tenant, job_id, self.actor))
 
     def retry(self, job_id: UUID) -> Job:
-        """Run an ended job again: a new MANUAL job with the same spec and ``retry_of``. Conflict while it is live."""
+        """Run an ended job again: a new MANUAL job with the same spec and ``retry_of``. Conflict while it is live.
+
+        Of a SYNC that ended FAILED·partial only those children are made again that failed, or never ran.
+        """
         return self._write(None, lambda conn: self._retry(conn, job_id))
 
     def _retry(self, conn: Connection, job_id: UUID) -> Job:
@@ -328,10 +361,12 @@ class JobQ(Workflows):
 
     # --- transactions ------------------------------------------------------------------------------------------------
 
-    def _write(self, connection: Connection | None, work: Callable[[Connection], Result]) -> Result:
+    def _write(
+        self, connection: Connection | None, work: Callable[[Connection], Result], *, one_statement: bool = False
+    ) -> Result:
         if connection is not None:
             return work(connection)
-        done = self.database.run(work)
+        done = self.database.run(work, one_statement=one_statement)
         ring(self.database)
         return done
 

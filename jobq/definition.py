@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Self
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -39,7 +40,7 @@ from jobq.schedule import (
     parse_instant,
     parse_rfc3339,
 )
-from jobq.specs import Spec
+from jobq.specs import Spec, printable
 from jobq.validation import check_json, located, parse
 
 if TYPE_CHECKING:
@@ -47,12 +48,6 @@ if TYPE_CHECKING:
 
 QUEUE_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 _ISO_IN_JSON = PlainSerializer(format_duration, return_type=str, when_used="json-unless-none")
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable() or not text.strip():
-        raise ValueError("must be printable text on one line")
-    return text
 
 
 def _storable(text: str) -> str:
@@ -90,7 +85,7 @@ def _scheduled_at(value: object) -> datetime | None:
     return None if value is None else parse_rfc3339(value, "/scheduled_at")
 
 
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(printable)]
 Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 Lasting = Annotated[Duration, AfterValidator(_positive)]
 
@@ -246,6 +241,12 @@ def _bad_schedule(message: str, pointer: str) -> InvalidInput:
     return InvalidInput(f"{message}.", code="invalid_schedule", pointer=pointer)
 
 
+def _ids(value: object) -> object:
+    """Ids of jobs, from one or many, as UUIDs or text; each once."""
+    several = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    return tuple(dict.fromkeys(UUID(item) if isinstance(item, str) else item for item in several))
+
+
 class Particulars(BaseModel):
     """What differs between jobs that are enqueued together."""
 
@@ -259,6 +260,8 @@ class Particulars(BaseModel):
     idempotency_key: Key | None = None
     state: Any = None
     """A JSON value that the job gets to see."""
+    after: Annotated[tuple[UUID, ...], BeforeValidator(_ids), Field(max_length=100)] = ()
+    """Jobs of the same tenant that must be COMPLETED first; if one of them is not, this one ends CANCELED."""
 
 
 class JobRequest(_Work, Particulars):
@@ -300,6 +303,7 @@ class Template:
             "scheduled_at": scheduled_at,
             "idempotency_key": particulars.idempotency_key,
             "state": state,
+            "after": particulars.after,
         }
         return self.request.model_copy(update=fields)
 

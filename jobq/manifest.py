@@ -1,6 +1,7 @@
-"""Workflows in a YAML file, as ``jobq workflow apply -f`` takes them.
+"""Workflows and connectors in a YAML file, as ``jobq workflow apply -f`` and ``jobq connector apply -f`` take them.
 
 A document is a list of workflows, an object ``workflows: [...]``, or one workflow; a file may hold several documents.
+Where a workflow may stand, ``kind: Connector`` makes it a connector (the fields of ``jobq.connections.Connector``).
 YAML is cut down to what JSON can say, so that a file means the same here and over HTTP: no aliases (a few hundred
 bytes of them can stand for gigabytes), no duplicate keys, and dates stay text.
 """
@@ -8,11 +9,13 @@ bytes of them can stand for gigabytes), no duplicate keys, and dates stay text.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from jobq.connections import Connector
 from jobq.definition import Definition
 from jobq.errors import InvalidInput, JobQError
 from jobq.validation import MAX_BYTES, MAX_DEPTH, check_json, located, parse
@@ -20,6 +23,7 @@ from jobq.validation import MAX_BYTES, MAX_DEPTH, check_json, located, parse
 if TYPE_CHECKING:
     from jobq.settings import Settings
 
+_CONNECTOR = "Connector"
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
@@ -43,33 +47,73 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return built
 
 
+@dataclass(slots=True)
+class Manifest:
+    """What a file says, in its order. Workflows may name the connectors beside them: apply those first."""
+
+    workflows: list[Definition] = field(default_factory=list)
+    connectors: list[Connector] = field(default_factory=list)
+
+
 def load_file(source: Path | str, settings: Settings | None = None) -> list[Definition]:
     """The workflows in a file (a Path) or in YAML text (a str), in order; ``checked``, if settings are given.
+
+    As ``load_manifest``; InvalidInput also for a file that holds connectors.
+    """
+    found = load_manifest(source, settings)
+    if found.connectors:
+        raise InvalidInput("The file holds connectors too.", hint="Read it with load_manifest.")
+    return found.workflows
+
+
+def load_manifest(source: Path | str, settings: Settings | None = None) -> Manifest:
+    """The workflows and connectors in a file (a Path) or in YAML text (a str); ``checked``, if settings are given.
 
     All or nothing: the first bad one raises, and the message says which it is (counted from 1) and its pointer
     where in its document. InvalidInput ``invalid_yaml`` for what is no YAML or more than JSON can say,
     ``payload_too_large`` above 256 KiB, ``validation_error`` for a name that comes twice.
     """
     text = _read(source)
-    definitions: list[Definition] = []
-    names: dict[str, int] = {}
-    for number, (pointer, item) in enumerate(_items(_documents(text)), start=1):
-        what = f"Workflow {number}"
+    found = Manifest()
+    names: dict[tuple[str, str], int] = {}
+    for pointer, item in _items(_documents(text)):
+        of_connector = isinstance(item, dict) and item.get("kind") == _CONNECTOR
+        noun, known = ("connector", found.connectors) if of_connector else ("workflow", found.workflows)
+        number = len(known) + 1
+        what = f"{noun.title()} {number}"
         if isinstance(item, dict) and isinstance(name := item.get("name"), str):
             what += f" ({name[:100]!r})"
         try:
             check_json(item)
-            definition = parse(Definition, item)
-            if definition.name is not None and names.setdefault(definition.name, number) != number:
-                raise InvalidInput(
-                    f"The name is taken by workflow {names[definition.name]} of this file.", pointer="/name"
-                )
-            definitions.append(definition.checked(settings) if settings else definition)
+            one = _connector(item, settings) if of_connector else parse(Definition, item)
+            if one.name is not None and (first := names.setdefault((noun, one.name), number)) != number:
+                raise InvalidInput(f"The name is taken by {noun} {first} of this file.", pointer="/name")
+            if isinstance(one, Connector):
+                found.connectors.append(one)
+            else:
+                found.workflows.append(one.checked(settings) if settings else one)
         except JobQError as error:
             raise located(error, what, pointer) from None
-    if not definitions:
+    if not found.workflows and not found.connectors:
         raise InvalidInput("The file holds no workflow.", hint="Write a list of workflows, or 'workflows: [...]'.")
-    return definitions
+    return found
+
+
+def _connector(item: dict[str, Any], settings: Settings | None) -> Connector:
+    connector = parse(Connector, {name: value for name, value in item.items() if name != "kind"})
+    if settings is not None:
+        connector.check(settings.policy)
+    return connector
+
+
+def load_spec(source: Path | str) -> dict[str, Any]:
+    """The spec of one job: a file (a Path) or YAML text (a str) that holds one object, as JSON could say it."""
+    documents = [document for document in _documents(_read(source)) if document is not None]
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise InvalidInput("The file must hold one object: the spec of a job.")
+    check_json(documents[0])
+    spec: dict[str, Any] = documents[0]
+    return spec
 
 
 def _read(source: Path | str) -> str:

@@ -26,6 +26,23 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Replicated:
+    """What a target has of an entity now."""
+
+    tenant: str
+    domain: str
+    target: str
+    key: str
+    version: int
+    """Of the entity, in jobq's store."""
+    rules: str
+    """Fingerprint of the target's mapping and conditions."""
+    what: str
+    """``success``: written there for the first time; ``updated``; ``existing``: it had it so; ``skipped``: filtered."""
+    external_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended, as its executor saw it. Built by the constructors below only.
 
@@ -47,6 +64,10 @@ class Outcome:
     """False: trying again cannot help."""
     delay: timedelta | None = None
     """For requeued: how long the other side asked us to wait."""
+    target: tuple[str, str] | None = None
+    """(tenant, name) of the target that a child of a SYNC spoke to: one that asked to wait is spared for all others."""
+    replicated: Replicated | None = None
+    """What the target of a child has now."""
 
     @classmethod
     def succeeded(cls, result: Any = None, *, message: str = "", **more: Any) -> Outcome:
@@ -77,6 +98,11 @@ class Outcome:
     def requeued(cls, delay: timedelta, message: str, *, error_class: str = "Unavailable", **more: Any) -> Outcome:
         """The other side said "not now": the job goes back to the queue and nothing is charged."""
         return cls(Status.PENDING, Reason.REQUEUED, message, error_class, delay=delay, **more)
+
+    @classmethod
+    def fanned_out(cls, message: str = "", **more: Any) -> Outcome:
+        """A SYNC needs no worker any more, or not now: it lives on beside its children, and ends with the last one."""
+        return cls(Status.RUNNING, Reason.FANNED_OUT, message, **more)
 
     @classmethod
     def stopped(cls, message: str = "stopped on request", **more: Any) -> Outcome:
@@ -126,6 +152,14 @@ class Job:
     retry_of: UUID | None
     duplicate_of: UUID | None
     dedupe_key: str | None
+    domain: str | None
+    """SYNC and its children: what is synced."""
+    domain_end: str | None
+    """``source`` for a SYNC, ``target`` for its children."""
+    target: str | None
+    """A child: the name of the target that it writes to."""
+    entity_key: str | None
+    """A child: the entity that it writes."""
     worker_id: UUID | None
     message: str | None
     error_class: str | None
@@ -202,6 +236,75 @@ class Attempt:
     result: Any
     steps: list[Step]
     usage: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSummary:
+    """What became of a SYNC's entities at one target: the exportSummary of its stream."""
+
+    success: int
+    """Written there for the first time."""
+    fail: int
+    existing: int
+    """The target had them as they are."""
+    updated: int
+    skipped: int
+    canceled: int
+
+
+@dataclass(frozen=True, slots=True)
+class FanOut:
+    """How far a SYNC is. The counts of children add up to ``total``; those of entities to what was ``read``."""
+
+    total: int
+    pending: int
+    queued: int
+    running: int
+    completed: int
+    """Succeeded; without the skipped."""
+    skipped: int
+    failed: int
+    canceled: int
+    reading: bool
+    """True: there may be more children yet."""
+    read: int
+    filtered: int
+    """Kept out by the conditions of the source."""
+    new: int
+    updated: int
+    existing: int
+    """Stored as they are already."""
+    invalid: int
+    """Failed before they had children: see ``JobQ.problems``."""
+    targets: dict[str, TargetSummary]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """The report on one entity at one target."""
+
+    job_id: UUID
+    key: str
+    target: str
+    status: str | None
+    """success, updated, existing, fail, skipped or canceled; None: not yet."""
+    external_id: str | None
+    error_class: str | None
+    message: str | None
+    job_status: Status
+    job_reason: Reason
+    reported: bool
+    """True if the target was asked and a structured report was left (see ``jobq.vocabulary``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An entity that failed before it had children. ``entity``: its key, or the place of a record without one."""
+
+    number: int
+    entity: str
+    error_class: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

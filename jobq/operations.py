@@ -1,19 +1,21 @@
-"""What operators do: queues, tenants and workers, for all tenants at once; and each tenant's secrets."""
+"""What operators do: queues, tenants and workers, for all tenants at once; each tenant's secrets and connectors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from jobq.connections import Connector, StoredConnector
 from jobq.errors import InvalidInput, NotFound
 from jobq.settings import Settings
-from jobq.store import control, secrets, workers
+from jobq.store import connectors, control, secrets, workers
 from jobq.store.database import Connection, Database
 from jobq.store.wakeup import announce, ring
+from jobq.validation import parse
 from jobq.vault import Vault
 
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -175,6 +177,69 @@ class Secrets:
             control.add_event(conn, self._tenant, f"secret:{name}", "remove", self._actor)
 
         self._database.run(work)
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedConnector:
+    """What ``Connectors.apply`` did with one: ``created``, ``updated`` or ``unchanged``."""
+
+    connector: StoredConnector
+    what: str
+
+
+class Connectors:
+    """A tenant's stored connectors: where Syncs read and write, said once. They hold names of secrets, never secrets."""
+
+    def __init__(self, database: Database, settings: Settings, tenant: str, actor: str) -> None:
+        self._database, self._settings, self._tenant, self._actor = database, settings, tenant, actor
+
+    def put(self, **fields: Any) -> StoredConnector:
+        """Store one, new or in place of the one of that name; ``fields``: those of ``jobq.connections.Connector``.
+
+        Syncs that start from now on use it. Raises InvalidInput ``unknown_connector``, ``secret_in_config``, ….
+        """
+        return self.apply([parse(Connector, fields)])[0].connector
+
+    def apply(self, asked: Iterable[Connector]) -> list[AppliedConnector]:
+        """Bring connectors to what is said, by name, all or none; those that are not named are left alone."""
+        checked = list(asked)
+        for connector in checked:
+            connector.check(self._settings.policy)
+        return self._database.run(lambda conn: [self._apply_one(conn, connector) for connector in checked])
+
+    def _apply_one(self, conn: Connection, connector: Connector) -> AppliedConnector:
+        what = connectors.put(conn, self._tenant, connector)
+        if what != "unchanged":
+            control.add_event(conn, self._tenant, f"connector:{connector.name}", what, self._actor)
+        stored = connectors.get(conn, self._tenant, connector.name)
+        assert stored is not None
+        return AppliedConnector(stored, what)
+
+    def get(self, name: str) -> StoredConnector:
+        """Raises NotFound."""
+        with self._database.read() as conn:
+            if (found := connectors.get(conn, self._tenant, name)) is None:
+                raise _no_connector(name)
+            return found
+
+    def list(self) -> Sequence[StoredConnector]:
+        """All, by name."""
+        with self._database.read() as conn:
+            return connectors.list_all(conn, self._tenant)
+
+    def remove(self, name: str) -> None:
+        """Forget one. Raises NotFound. A Sync that names it fails from now on."""
+
+        def work(conn: Connection) -> None:
+            if not connectors.remove(conn, self._tenant, name):
+                raise _no_connector(name)
+            control.add_event(conn, self._tenant, f"connector:{name}", "remove", self._actor)
+
+        self._database.run(work)
+
+
+def _no_connector(name: str) -> NotFound:
+    return NotFound(f"There is no connector {name[:100]!r}.", hint="jobq connector list shows them.")
 
 
 def _state(row: Any) -> str:

@@ -36,6 +36,7 @@ from uuid import UUID
 from jobq.errors import InvalidInput, Misconfigured
 from jobq.models import Outcome, Step
 from jobq.specs import Container, Heartbeat, Spec
+from jobq.sync import Replication, Sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ BUILT_IN: dict[str, Kind] = {
         "CONTAINER", Container, timedelta(seconds=30), timedelta(hours=1), max_attempts=1, retry_lost=False
     ),
     "HEARTBEAT": Kind("HEARTBEAT", Heartbeat, timedelta(seconds=10), timedelta(minutes=5)),
+    "SYNC": Kind("SYNC", Sync, timeout=None),
+    "REPLICATION": Kind("REPLICATION", Replication, timedelta(seconds=60), timedelta(hours=1)),
 }
 
 
@@ -72,6 +75,8 @@ class Stop(StrEnum):
     """Somebody wants it canceled: stop the work, report what was done."""
     DRAIN = "drain"
     """The worker goes away: leave the work where another worker can recover it, else stop it. Not charged."""
+    PAUSE = "pause"
+    """Somebody holds the job (a SYNC): stop where it can go on, and give the worker slot back."""
     FENCED = "fenced"
     """The worker no longer owns the job: stop the work; whatever is reported is refused."""
 
@@ -94,6 +99,10 @@ class JobRef:
     parent_id: UUID | None = None
     state: Any = None
     """JSON value that came with the trigger."""
+    retry_of: UUID | None = None
+    worker_id: UUID | None = None
+    payload: Any = None
+    """For built-in kinds: what of the store the job needs (see ``jobq.store.entities.Payload``)."""
 
 
 def _no_log(text: str | bytes, stream: str) -> None:

@@ -100,6 +100,15 @@ class RetryPolicy(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+OF_CHILDREN = RetryPolicy(retry_lost=True)
+"""Of REPLICATION jobs, which store none of their own: writing an entity again does no harm."""
+
+
+def stored_policy(kind: str, stored: dict[str, Any] | None) -> RetryPolicy:
+    """The policy of a job, from what is stored with it."""
+    return OF_CHILDREN if stored is None and kind == "REPLICATION" else RetryPolicy.model_validate(stored or {})
+
+
 def retryable(policy: RetryPolicy, outcome: Outcome) -> bool:
     """May an attempt that ended like this be tried again? How many there were is counted elsewhere.
 

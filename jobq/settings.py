@@ -62,7 +62,11 @@ class Policy(BaseModel):
     min_interval: Duration = timedelta(seconds=1)
     max_container_timeout: Duration = timedelta(hours=1)
     probe_networks: list[str] = Field(default_factory=list)
-    """CIDR blocks that probes may reach although they are not public (development: 127.0.0.0/8)."""
+    """CIDR blocks that probes and connectors may reach although they are not public (development: 127.0.0.0/8)."""
+    max_children: int = Field(default=1_000_000, ge=1)
+    """Children that one SYNC may fan out."""
+    areas: list[str] = Field(default_factory=list)
+    """Folders (absolute) and URL prefixes where connectors may read and write files. None: the worker's disk is closed."""
 
     _NEVER: ClassVar[frozenset[str]] = frozenset({"host", "bridge", "default"})
 
@@ -73,6 +77,14 @@ class Policy(BaseModel):
             ipaddress.ip_network(block, strict=False)
         return blocks
 
+    @field_validator("areas")
+    @classmethod
+    def _areas(cls, areas: list[str]) -> list[str]:
+        for area in areas:
+            if _place(area) is None:
+                raise ValueError(f"{area!r} is neither an absolute folder nor a URL prefix such as s3://bucket/folder")
+        return areas
+
     def allows_image(self, image: str) -> bool:
         return any(fnmatch.fnmatchcase(image, pattern) for pattern in self.images)
 
@@ -82,8 +94,35 @@ class Policy(BaseModel):
             return False
         return network == "host" or ":" in network or network not in self.networks
 
+    def allows_area(self, url: str) -> bool:
+        """True where this file or folder lies in an allowed area, or is one.
+
+        A local path counts as what it leads to, symbolic links and ``..`` resolved; in URLs ``..`` is refused.
+        """
+        place = _place(url)
+        allowed = filter(None, map(_place, self.areas))
+        return place is not None and any(place[: len(area)] == area for area in allowed)
+
     def networks_allowed(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         return tuple(ipaddress.ip_network(block, strict=False) for block in self.probe_networks)
+
+
+def _place(url: str) -> tuple[str, ...] | None:
+    """Scheme, host and folders of a URL or of an absolute local path; None if it could be read in two ways.
+
+    ``::`` joins file systems in fsspec: one that is allowed would open another that is not.
+    """
+    if "\x00" in url or "::" in url:
+        return None
+    scheme, found, rest = url.partition("://")
+    if not found or scheme.lower() in {"file", "local"}:
+        path = rest if found else url
+        return ("file", *Path(os.path.realpath(path)).parts) if path.startswith("/") else None
+    parts = tuple(rest.rstrip("/").split("/"))
+    decoded = "%" in rest and scheme.lower().startswith("http")  # elsewhere a % is a character like others
+    if decoded or "@" in parts[0] or {"", ".", ".."} & set(parts) or set(rest) & set("\\?#"):
+        return None
+    return (scheme.lower(), *parts)
 
 
 class Settings(BaseSettings):

@@ -59,6 +59,13 @@ def _no_nul(text: str) -> str:
 Text = Annotated[str, AfterValidator(_no_nul)]
 
 
+def printable(text: str) -> str:
+    """A name as people may give it."""
+    if not text.isprintable() or not text.strip():
+        raise ValueError("must be printable text on one line")
+    return text
+
+
 class Spec(BaseModel):
     """The base of every spec: unknown fields are refused, instances are immutable."""
 

@@ -219,3 +219,53 @@ def give_back(*, desired: Desired, due_in: timedelta | None = None, why: Reason 
     if due_in is None or due_in <= timedelta(0):
         return Transition(Status.PENDING, Reason.READY)
     return Transition(Status.PENDING, Reason.REQUEUED, due_in=due_in)
+
+
+# --- a SYNC beside its children ----------------------------------------------------------------------------------
+
+
+class Settling(StrEnum):
+    """What a scheduler does about a fan-out that no worker reads for."""
+
+    WAIT = "wait"
+    """Children are under way."""
+    READ_ON = "read on"
+    """RUNNING→PENDING·ready, uncharged: it stopped in the middle of its source, and somebody wants it to run."""
+    PAUSED = "paused"
+    """RUNNING·pausing→RUNNING·paused: no child is running any more."""
+    DEQUEUE = "dequeue"
+    """Cancel the children that nobody executes yet; repeated until none is left."""
+    END = "end"
+    """Its last child has ended."""
+    OVER = "over"
+    """It had ended before its children: now they have, too."""
+
+
+def settling(status: Status, reason: Reason, desired: Desired, *, reading: bool, live: int, running: int) -> Settling:
+    """What is next for a SYNC without a worker. ``live``: children that have not ended; ``running``: executed now.
+
+    Of several schedulers, and of a person who pauses meanwhile, whoever has the SYNC's row locked decides.
+    """
+    if status is not Status.RUNNING:
+        if status not in TERMINAL or (live and status is not Status.CANCELED):
+            return Settling.WAIT
+        return Settling.DEQUEUE if live else Settling.OVER
+    if desired is Desired.CANCEL:
+        return Settling.DEQUEUE if live else Settling.END
+    if desired is Desired.PAUSE:
+        return Settling.PAUSED if reason is not Reason.PAUSED and not running else Settling.WAIT
+    if reading:
+        return Settling.READ_ON
+    return Settling.WAIT if live else Settling.END
+
+
+def parked(desired: Desired) -> Reason:
+    """RUNNING of a SYNC that holds no worker slot any more."""
+    return {Desired.RUN: Reason.FANNED_OUT, Desired.PAUSE: Reason.PAUSING, Desired.CANCEL: Reason.DEQUEUING}[desired]
+
+
+def fanned_in(*, failed: int, canceled: int, invalid: int) -> Transition:
+    """The end of a fan-out of which nobody asked anything: FAILED·partial if any of its entities did not arrive."""
+    if failed or canceled or invalid:
+        return Transition(Status.FAILED, Reason.PARTIAL, charged=True)
+    return Transition(Status.COMPLETED, Reason.SUCCEEDED)

@@ -17,6 +17,7 @@ from jobq.schedule import parse_instant, preview
 from jobq.states import Trigger
 from jobq.store import jobs as store
 from jobq.store import workflows
+from jobq.store.connectors import check_references
 from jobq.store.jobs import NewJob, new_id
 from jobq.store.wakeup import announce
 from jobq.store.workers import database_now
@@ -80,15 +81,26 @@ class Workflows:
         """
         checked = parse(Definition, {**definition, "spec": spec}).checked(self.settings)
         fields, workflow_id = stored_fields(checked), new_id()
-        return self._write(None, lambda conn: workflows.create(conn, workflow_id, self.tenant, fields, self.actor))
+
+        def work(conn: Connection) -> Workflow:
+            self._check_references(conn, fields)
+            return workflows.create(conn, workflow_id, self.tenant, fields, self.actor)
+
+        return self._write(None, work)
+
+    def _check_references(self, conn: Connection, fields: dict[str, Any]) -> None:
+        """The connectors and secrets that a SYNC names are there."""
+        if fields["kind"] == "SYNC":
+            check_references(conn, self.tenant, fields["spec"], self.settings.policy)
 
     def update_workflow(self, workflow: WorkflowKey, **changes: Any) -> Workflow:
         """Change fields of the definition: a new generation. What is not named stays as it is."""
 
         def work(conn: Connection) -> Workflow:
             before = workflows.get(conn, self.tenant, workflow)
-            checked = parse(Definition, _merged(before, changes)).checked(self.settings)
-            return workflows.update(conn, self.tenant, before.id, stored_fields(checked), self.actor)
+            fields = stored_fields(parse(Definition, _merged(before, changes)).checked(self.settings))
+            self._check_references(conn, fields)
+            return workflows.update(conn, self.tenant, before.id, fields, self.actor)
 
         return self._write(None, work)
 
@@ -104,6 +116,7 @@ class Workflows:
         return self._write(None, lambda conn: [self._apply_one(conn, stored_fields(one)) for one in checked])
 
     def _apply_one(self, conn: Connection, fields: dict[str, Any]) -> Applied:
+        self._check_references(conn, fields)
         try:
             before = workflows.get(conn, self.tenant, fields["name"])
         except NotFound:
@@ -191,7 +204,7 @@ class Workflows:
             scheduled_at=None if scheduled_at is None else parse_instant(scheduled_at, database_now(conn)),
             stale_after=None if found.stale_after is None else found.stale_after.total_seconds(),
             state=asked.state, retry=found.retry, workflow_id=found.id, generation=found.generation,
-            dedupe_key=asked.dedupe_key,
+            dedupe_key=asked.dedupe_key, after=asked.after,
         )  # fmt: skip
         store.enqueue(conn, [new])
         announce(conn, always=not own)

@@ -15,6 +15,7 @@ from jobq.store.database import Database
 from jobq.store.jobs import new_id
 from jobq.store.wakeup import Listener
 from jobq.store.workers import scheduler_seen
+from scheduler.fanin import FanIn
 from scheduler.materialize import Materializer
 from scheduler.promote import Promoter
 from scheduler.prune import Pruner
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _SEEN_EVERY = 5.0
 _STOP_WITHIN = 5.0
+_MOMENT = 0.02
 
 
 class Scheduler:
@@ -40,7 +42,7 @@ class Scheduler:
         self._publisher = Publisher(self._broker, settings.hints_per_message)
         self._promoter = Promoter(self._database, self._publisher.offer)
         self._promotion = Loop("promote", self._promote)
-        self._announced = False
+        self._announced = self._to_look = False
         ready = self._promotion.wake
         reaper = Reaper(
             self._database,
@@ -57,6 +59,7 @@ class Scheduler:
             Loop("publish", self._publisher.tick),
             Loop("resend", resender.tick),
             Loop("reap", reaper.tick),
+            Loop("fan-in", FanIn(self._database, ready).tick),
             Loop("prune", Pruner(self._database, settings.retention).tick),
             Loop("seen", self._say_alive),
         ]
@@ -86,12 +89,16 @@ class Scheduler:
         self._promotion.wake()
 
     def _promote(self) -> float:
-        """Promotion, and only then a look at what waits for its time: side by side they hold each other up."""
+        """Promotion, and a moment later a look at what waits for its time: side by side they hold each other up.
+
+        That moment belongs to the hint of a job that is alone.
+        """
+        look, self._to_look = self._to_look, self._announced
+        self._announced = False
         seconds = self._promoter.tick()
-        if self._announced:
-            self._announced = False
+        if look:
             self._waking.wake()
-        return seconds
+        return min(seconds, _MOMENT) if self._to_look else seconds
 
     def _say_alive(self) -> float:
         self._database.run(lambda conn: scheduler_seen(conn, self._id, self._name, version("jobq")))

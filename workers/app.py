@@ -18,7 +18,7 @@ from typing import Any
 
 from celery import Celery
 from celery.apps.worker import Worker as CeleryProcess
-from celery.bootsteps import CLOSE
+from celery.bootsteps import CLOSE  # type: ignore[attr-defined]  # the stubs lack it
 from celery.exceptions import SecurityWarning
 from celery.signals import (
     task_rejected,

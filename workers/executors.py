@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from jobq.errors import JobQError
 from jobq.plugins import executor_class
 from jobq.settings import Settings
+from jobq.store.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ Value = TypeVar("Value")
 class Executors:
     """Loads every installed executor at the start; a plugin that cannot be loaded fails its own jobs only."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings, self._database = settings, database
         self._executors: dict[str, Any] = {}
         self._failures: dict[str, JobQError] = {}
         self.loop = asyncio.new_event_loop()
@@ -62,7 +63,9 @@ class Executors:
 
     async def _open(self, kind: str) -> Any:
         executor = executor_class(kind, tuple(self._settings.plugins))()
-        if hasattr(executor, "open"):
+        if getattr(executor, "with_store", False):  # built-in kinds only
+            await executor.open(self._settings, self._database)
+        elif hasattr(executor, "open"):
             await executor.open(self._settings)
         return self._executors.setdefault(kind, executor)
 

@@ -5,7 +5,7 @@ believes to run here, and what is wanted of it:
 
 - a job that runs here but is not listed has another owner or an end: its work is stopped (fenced);
 - a job that is listed twice in a row but does not run here comes from a claim whose reply was lost: it is given back;
-- a job that somebody canceled is told to stop;
+- a job that somebody canceled or paused is told to stop;
 - if the worker was declared dead, all its work is fenced and it registers under a new identity.
 
 A worker that cannot renew stops, shortly before its lease ends, whatever will be tried again elsewhere. Other work
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 _SAFETY = 5.0
 """Seconds before the end of a lease that could not be renewed at which the worker fences itself."""
 _ADOPT = 50
+_STOPS = {Desired.CANCEL: Stop.CANCEL, Desired.PAUSE: Stop.PAUSE}
 
 
 def _nothing() -> None:
@@ -124,8 +125,8 @@ class Lease:
             if job_id in self.runner.running and (listed is None or listed[0] != running.job.attempt):
                 if running.owner == identity.id:
                     self._let_go(running)
-            elif listed is not None and listed[1] is Desired.CANCEL:
-                self.runner.stop(running, Stop.CANCEL)
+            elif listed is not None and listed[1] in _STOPS:
+                self.runner.stop(running, _STOPS[listed[1]])
         now_running = self._snapshot()
         unheld = {job: attempt for job, (attempt, _) in renewal.running.items() if job not in now_running}
         again = [job for job, attempt in unheld.items() if self._unheld.get(job) == attempt]

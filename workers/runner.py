@@ -20,9 +20,10 @@ from uuid import UUID
 from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound, Unavailable
 from jobq.models import Outcome
 from jobq.plugins import Context, JobRef, Stop
-from jobq.retry import RetryPolicy
+from jobq.retry import RetryPolicy, stored_policy
 from jobq.store.claim import Claimant, Claimed, Report, claim, claim_waiting
 from jobq.store.database import Database
+from jobq.store.fanout import QUEUE as CHILDREN
 from jobq.validation import parse
 from workers.executors import Executors
 from workers.journal import Journal
@@ -100,7 +101,8 @@ class Runner:
         jobs: list[Claimed] = []
         try:
             by = self._claimant()
-            jobs = self._database.run(lambda conn: work(conn, by))
+            # With the payloads of children it is two.
+            jobs = self._database.run(lambda conn: work(conn, by), one_statement=queue != CHILDREN)
             self.begin(jobs, by.worker_id)
         except Unavailable as error:
             log.debug("not claimed: %s", error)
@@ -120,7 +122,7 @@ class Runner:
     def _prepare(self, job: Claimed, owner: UUID, *, recovered: bool) -> Running:
         ref = JobRef(
             job.id, job.attempt, job.tenant, job.kind, job.name, job.queue, job.trigger, job.timeout,
-            job.scheduled_at, job.workflow_id, job.parent_id, job.state,
+            job.scheduled_at, job.workflow_id, job.parent_id, job.state, job.retry_of, owner, job.payload,
         )  # fmt: skip
         journal = self._journal
         ctx = Context(
@@ -131,7 +133,7 @@ class Runner:
             save=lambda document: journal.checkpoint(job, document),
             save_artifact=lambda name, content: journal.artifact(job, name, content),
         )
-        return Running(job, owner, ctx, RetryPolicy.model_validate(job.retry or {}), recovered=recovered)
+        return Running(job, owner, ctx, stored_policy(job.kind, job.retry), recovered=recovered)
 
     def _start(self, started: list[Running]) -> None:
         for running in started:

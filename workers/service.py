@@ -40,7 +40,7 @@ class Worker:
         self._settings = settings
         self._database = database or Database(settings.database_url, pool_size=10, application="jobq-worker")
         self.slots = Slots(queues)
-        self._executors = Executors(settings)
+        self._executors = Executors(settings, self._database)
         self._env = ""
         self._journal = Journal(self._database, settings.max_log_bytes)
         self._recorder = Recorder(self._database, self._journal, self._recorded)

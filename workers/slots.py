@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from jobq.errors import InvalidInput
 
 MAX_SLOTS = 100_000
-DEFAULT_SLOTS = {"container": 4, "heartbeat": 500}
+DEFAULT_SLOTS = {"container": 4, "heartbeat": 500, "sync": 4, "replication": 200}
 _QUEUE = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
 
 

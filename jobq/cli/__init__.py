@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from jobq.cli import (
     configuration,
+    connectors,
     database,
     doctor,
     enqueue,
@@ -23,6 +24,7 @@ from jobq.cli import (
     queues,
     secrets,
     service,
+    sync,
     tenants,
     workers,
     workflows,
@@ -32,8 +34,8 @@ from jobq.cli.session import Session
 from jobq.errors import JobQError
 
 _ORDER = (
-    "enqueue", "job", "workflow", "queue", "tenant", "secret", "dev", "scheduler", "worker", "db", "prune", "config",
-    "doctor",
+    "enqueue", "job", "workflow", "connector", "sync", "queue", "tenant", "secret", "dev", "scheduler", "worker", "db",
+    "prune", "config", "doctor",
 )  # fmt: skip
 
 
@@ -102,6 +104,8 @@ def _global_options(
 app.add_typer(enqueue.app, name="enqueue")
 app.add_typer(jobs.app, name="job")
 app.add_typer(workflows.app, name="workflow")
+app.add_typer(connectors.app, name="connector")
+app.add_typer(sync.app, name="sync")
 app.add_typer(queues.app, name="queue")
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(secrets.app, name="secret")

@@ -10,7 +10,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from jobq.cli.made import report
-from jobq.cli.options import JobOptions, WaitOptions, WorkOptions, given, read_json, spread
+from jobq.cli.options import JobOptions, WaitOptions, WorkOptions, given, read_json, read_yaml, spread
 from jobq.cli.session import connected
 from jobq.errors import InvalidInput
 
@@ -79,6 +79,59 @@ class HeartbeatOptions:
         )
 
 
+@dataclass(frozen=True)
+class SyncOptions:
+    """What is changed in a Sync for one run."""
+
+    changes: Annotated[
+        list[str] | None,
+        Option("--set", metavar="FIELD=VALUE", help="Change a field, such as source.config.url; repeatable."),
+    ] = None
+    entity: Annotated[str | None, Option(metavar="KEY", help="Only the entity with this key.")] = None
+    dry_run: Annotated[bool, Option("--dry-run", help="Write nothing; show what each target would get.")] = False
+    override_start_date: Annotated[
+        str | None, Option(metavar="RFC3339", help="Read what changed since then; the stored state stays as it is.")
+    ] = None
+
+    def applied(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The spec with the changes."""
+        for name, value in (_pairs(self.changes, "--set") or {}).items():
+            _change(spec, name, _json_or_text(value))
+        return {
+            **spec,
+            **given(
+                entity=self.entity, override_start_date=self.override_start_date, dry_run=self.dry_run or None
+            ),
+        }  # fmt: skip
+
+
+def _json_or_text(text: str) -> Any:
+    from jobq.validation import parse_json
+
+    try:
+        return parse_json(text)
+    except InvalidInput:
+        return text
+
+
+def _change(spec: Any, path: str, value: Any) -> None:
+    """Set what a path of names and numbers with dots between them leads to; objects on the way are made."""
+    *way, last = path.split(".")
+    place = spec
+    for step in way:
+        place = place.setdefault(step, {}) if isinstance(place, dict) else place[_number(step, place, path)]
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        place[_number(last, place, path)] = value
+
+
+def _number(step: str, place: Any, path: str) -> int:
+    if isinstance(place, list) and step.isdecimal() and int(step) < len(place):
+        return int(step)
+    raise InvalidInput(f"--set: {path[:100]!r} leads nowhere.", hint="Elements of a list are counted from 0.")
+
+
 def _pairs(
     texts: list[str] | None, option: str, *, separator: str = "=", code: str | None = None
 ) -> dict[str, str] | None:
@@ -135,6 +188,27 @@ def heartbeat(
     jobq enqueue heartbeat --expect 200 https://example.org/
     """
     _enqueue(context, "HEARTBEAT", {"endpoint": url, **probe.asked()}, {**job.asked(), **work.asked()}, after)
+
+
+@app.command()
+@spread
+def sync(
+    context: typer.Context,
+    file: Annotated[str, Option("--file", "-f", help="YAML file of the Sync; - reads stdin.", show_default=False)],
+    *,
+    sync: SyncOptions,
+    job: JobOptions,
+    work: WorkOptions,
+    after: WaitOptions,
+) -> None:
+    """Read entities from a source, and write what is new or has changed to the targets.
+
+    jobq enqueue sync -f customers.yaml --set mode=incremental
+    """
+    from jobq.manifest import load_spec
+
+    spec = sync.applied(load_spec(read_yaml(file)))
+    _enqueue(context, "SYNC", spec, {**job.asked(), **work.asked()}, after)
 
 
 @app.command(_ANY_KIND)

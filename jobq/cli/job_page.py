@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 _BAR = 40
 
 
-def write_page(job: Job, spec: dict[str, Any], attempts: Sequence[Attempt], why: str) -> None:
+def write_page(job: Job, spec: dict[str, Any], attempts: Sequence[Attempt], why: str, fanout: Any = None) -> None:
     """Everything there is, what matters first."""
     say(Text.assemble((plain(job.name), "bold"), "  ", state(job.status, job.reason)))
     if not job.finished or job.status is not Status.COMPLETED:
         say(Text(plain(why), "italic"))
     say()
     write_fields(_facts(job))
+    if fanout is not None:
+        say()
+        write_fields(_counts(fanout))
     say()
     write_fields(_times(job))
     say()
@@ -41,6 +44,9 @@ def _facts(job: Job) -> Iterator[tuple[str, object]]:
     yield "trigger", job.trigger
     yield "workflow", None if job.workflow_id is None else f"{job.workflow_id}, generation {job.generation}"
     yield "parent", job.parent_id
+    yield "domain", None if job.domain is None else f"{job.domain}, {job.domain_end} end"
+    yield "target", job.target
+    yield "entity", job.entity_key
     yield "retry of", job.retry_of
     yield "duplicate of", job.duplicate_of
     yield "dedupe key", job.dedupe_key
@@ -50,6 +56,21 @@ def _facts(job: Job) -> Iterator[tuple[str, object]]:
     yield "wanted", job.desired if job.desired != "RUN" else None
     yield "cause", job.message
     yield "error class", job.error_class
+
+
+def _counts(fanout: Any) -> Iterator[tuple[str, object]]:
+    """How far a fan-out is: what was read, and what became of it."""
+    reading = " so far" if fanout.reading else ""
+    yield "read", f"{fanout.read:,}{reading}: {_each(fanout, 'new', 'updated', 'existing', 'filtered', 'invalid')}"
+    ended = fanout.completed + fanout.skipped + fanout.failed + fanout.canceled
+    share = f" ({ended * 100 // fanout.total} % ended)" if fanout.total else ""
+    counts = _each(fanout, "pending", "queued", "running", "completed", "skipped", "failed", "canceled")
+    yield "children", f"{fanout.total:,}{share}" + (f": {counts}" if fanout.total else "")
+
+
+def _each(fanout: Any, *names: str) -> str:
+    """``3 new, 1 invalid``: what is not 0."""
+    return ", ".join(f"{count:,} {name}" for name in names if (count := getattr(fanout, name))) or "nothing"
 
 
 def _times(job: Job) -> Iterator[tuple[str, object]]:

@@ -26,14 +26,17 @@ from jobq.cli.output import (
     write_table,
 )
 from jobq.cli.session import connected, parse_id, parse_key
+from jobq.errors import InvalidInput
 from jobq.states import Reason, Status, Trigger
 
 if TYPE_CHECKING:
     from jobq.client import JobQ
-    from jobq.models import Job, LogLine
+    from jobq.models import Job, LogLine, Page
 
 app = typer.Typer(no_args_is_help=True, help="Look at jobs, and act on them.")
 Id = Annotated[str, Argument(metavar="ID", help="The job's whole id.", show_default=False)]
+Limit = Annotated[int, Option(help="1 to 200.")]
+Cursor = Annotated[str | None, Option(help="Go on behind an earlier listing, with the same filters.")]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Filters:
     trigger: Annotated[Trigger | None, Option(metavar="AUTOMATIC|MANUAL", case_sensitive=False)] = None
     workflow: Annotated[str | None, Option(help="Id or name of a workflow.")] = None
     parent: Annotated[str | None, Option(metavar="ID", help="Children of this job.")] = None
+    domain: Annotated[str | None, Option(help="What is synced.")] = None
+    domain_end: Annotated[
+        str | None, Option(metavar="source|target", help="The end of the domain's mapping that the job works for.")
+    ] = None
     name: Annotated[str | None, Option(help="A part of the name.")] = None
     since: Annotated[str | None, Option(metavar="RFC3339", help="Created at or after.")] = None
     until: Annotated[str | None, Option(metavar="RFC3339", help="Created before.")] = None
@@ -62,7 +69,7 @@ class Filters:
         return given(
             statuses=frozenset(self.status or ()), reasons=frozenset(self.reason or ()),
             kinds=frozenset(kind.upper() for kind in self.kind or ()), queues=frozenset(self.queue or ()),
-            trigger=self.trigger, name_contains=self.name,
+            trigger=self.trigger, name_contains=self.name, domain=self.domain, domain_end=_end(self.domain_end),
             workflow_id=None if self.workflow is None else jobq.get_workflow(parse_key(self.workflow)).id,
             parent_id=None if self.parent is None else parse_id(self.parent),
             created_from=None if self.since is None else parse_rfc3339(self.since, "/since"),
@@ -70,13 +77,19 @@ class Filters:
         )  # fmt: skip
 
 
+def _end(text: str | None) -> str | None:
+    if text is None or (word := text.lower()) in {"source", "target"}:
+        return None if text is None else word
+    raise InvalidInput(f"{text[:100]!r} is no end of a domain: write source or target.")
+
+
 @app.command("list")
 @spread
 def list_jobs(
     context: typer.Context,
     filters: Filters,
-    limit: Annotated[int, Option(help="1 to 200.")] = 50,
-    cursor: Annotated[str | None, Option(help="Go on behind an earlier listing, with the same filters.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
     as_json: AsJson = False,
 ) -> None:
     """The newest jobs first."""
@@ -87,8 +100,7 @@ def list_jobs(
         return
     head = ("ID", "STATUS", "KIND", "NAME", "CREATED", "TOOK")
     write_table(head, map(_row, page.items), empty="No job matches.", cut="NAME", drop=("TOOK", "KIND"))
-    if page.next_cursor:
-        note(f"There are more: --cursor {page.next_cursor}")
+    _tell_more(page)
 
 
 def _row(job: Job) -> tuple[object, ...]:
@@ -104,10 +116,11 @@ def show(context: typer.Context, job: Id, as_json: AsJson = False) -> None:
     with connected(context) as jobq:
         found = jobq.get(parse_id(job))
         spec, attempts, why = jobq.spec(found.id), jobq.attempts(found.id), jobq.why(found.id)
+        fanout = jobq.fanout(found.id) if found.kind == "SYNC" else None
     if as_json:
-        write_json({**_fields(found), "spec": spec, "attempts": attempts, "why": why})
+        write_json({**_fields(found), "spec": spec, "attempts": attempts, "why": why, "fanout": fanout})
     else:
-        write_page(found, spec, attempts, why)
+        write_page(found, spec, attempts, why, fanout)
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -124,6 +137,61 @@ def why(context: typer.Context, job: Id, as_json: AsJson = False) -> None:
         write_json({"id": found.id, "status": found.status, "reason": found.reason, "why": reason})
     else:
         say(plain(reason))
+
+
+# --- fan-outs --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def children(
+    context: typer.Context,
+    job: Id,
+    *,
+    status: Annotated[
+        list[Status] | None, Option(metavar="STATUS", case_sensitive=False, help="Such as FAILED; repeatable.")
+    ] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+) -> None:
+    """The jobs that a SYNC fanned out, the newest first: one for each entity and target."""
+    only = given(statuses=frozenset(status or ()) or None)
+    with connected(context) as jobq:
+        page = jobq.children(parse_id(job), limit=limit, cursor=cursor, **only)
+    if as_json:
+        write_listing(page.items, page.next_cursor)
+        return
+    head = ("ID", "STATUS", "TARGET", "ENTITY", "CREATED", "CAUSE")
+    write_table(head, map(_child_row, page.items), empty="It has no such children.", cut="CAUSE", drop=("CREATED",))
+    _tell_more(page)
+
+
+def _child_row(job: Job) -> tuple[object, ...]:
+    return job.id, state(job.status, job.reason), job.target, job.entity_key, ago(job.created_at), job.message or ""
+
+
+@app.command()
+def exports(context: typer.Context, job: Id, limit: Limit = 50, cursor: Cursor = None, as_json: AsJson = False) -> None:
+    """What became of each entity at each target: its report, and the target's own id of it."""
+    with connected(context) as jobq:
+        page = jobq.exports(parse_id(job), limit=limit, cursor=cursor)
+    if as_json:
+        write_listing(page.items, page.next_cursor)
+        return
+    rows = (
+        (one.key, one.target, one.status, one.external_id, " ".join(filter(None, (one.error_class, one.message))))
+        for one in page.items
+    )
+    write_table(("ENTITY", "TARGET", "STATUS", "EXTERNAL ID", "CAUSE"), rows, empty="Nothing was written.", cut="CAUSE")
+    _tell_more(page)
+
+
+def _tell_more(page: Page[Any]) -> None:
+    if page.next_cursor:
+        note(f"There are more: --cursor {page.next_cursor}")
+
+
+# --- what it wrote ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 from typer import Option
 
+from jobq.cli.session import parse_id
 from jobq.errors import InvalidInput
 
 AsJson = Annotated[bool, Option("--json", help="Print a JSON document.")]
@@ -140,11 +141,16 @@ class JobOptions:
         None
     )
 
+    after_jobs: Annotated[
+        list[str] | None, Option("--after", metavar="ID", help="Wait until this job has completed; repeatable.")
+    ] = None
+
     def asked(self) -> dict[str, Any]:
         """As fields of ``jobq.definition``."""
         return given(
             name=self.name, scheduled_at=self.at, dedupe_key=self.dedupe_key, idempotency_key=self.idempotency_key,
             state=None if self.state is None else read_json(self.state, "--state"),
+            after=[parse_id(job) for job in self.after_jobs or ()],
         )  # fmt: skip
 
 
@@ -170,3 +176,13 @@ def read_json(text: str, option: str, max_bytes: int | None = None) -> Any:
         except (OSError, ValueError) as error:
             raise InvalidInput(f"{option}: the file {text[1:]!r} cannot be read: {error}.") from None
     return parse_json(raw, max_bytes or MAX_BYTES)
+
+
+def read_yaml(file: str) -> Path | str:
+    """What ``--file`` names, for ``jobq.manifest``: a path, or the text of stdin for ``-``. Raises InvalidInput."""
+    if file != "-":
+        return Path(file)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeError:
+        raise InvalidInput("The input is not UTF-8.", code="invalid_yaml") from None

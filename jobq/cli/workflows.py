@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from jobq.cli.made import report
-from jobq.cli.options import AsJson, WaitOptions, WorkOptions, given, read_json, spread
+from jobq.cli.options import AsJson, WaitOptions, WorkOptions, given, read_json, read_yaml, spread
 from jobq.cli.output import (
     ago,
     cell,
@@ -39,26 +37,28 @@ Key = Annotated[str, Argument(metavar="WORKFLOW", help="Id or name.", show_defau
 @app.command()
 def apply(
     context: typer.Context,
-    file: Annotated[str, Option("--file", "-f", help="YAML file of workflows; - reads stdin.", show_default=False)],
+    file: Annotated[
+        str, Option("--file", "-f", help="YAML file of workflows and connectors; - reads stdin.", show_default=False)
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Bring workflows to what a file says, all or none; applying it twice changes nothing."""
-    from jobq.manifest import load_file
+    """Bring workflows to what a file says, all or none; applying it twice changes nothing.
+
+    Connectors in the file are applied first: the workflows may name them.
+    """
+    from jobq.manifest import load_manifest
 
     with connected(context) as jobq:
-        done = jobq.apply(load_file(_stdin() if file == "-" else Path(file), jobq.settings))
+        manifest = load_manifest(read_yaml(file), jobq.settings)
+        stored = jobq.connectors.apply(manifest.connectors) if manifest.connectors else []
+        done = jobq.apply(manifest.workflows)
     if as_json:
-        write_listing({"what": one.what, "workflow": one.workflow} for one in done)
+        write_listing([*stored, *({"what": one.what, "workflow": one.workflow} for one in done)])
         return
+    for each in stored:
+        say(f"{each.what:<9} connector {plain(each.connector.name)}")
     for one in done:
         say(f"{one.what:<9} {plain(one.workflow.name)}")
-
-
-def _stdin() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeError:
-        raise InvalidInput("The input is not UTF-8.", code="invalid_yaml") from None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -20,11 +20,16 @@ from sqlalchemy.engine import Connection, Row
 from jobq.models import Outcome, Step
 from jobq.retry import RetryPolicy, backoff, retryable
 from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled, give_back, retry_or_fail
-from jobq.store.database import Json, id_list, incoming, is_one_of, now, rows_json
-from jobq.store.finish import Change, EndedAttempt, finish, lock_running, put_back
+from jobq.store.database import Json, id_list, incoming, is_one_of, json_parts, now, rows_json
+from jobq.store.entities import Payload, advance, read_payloads
+from jobq.store.fanin import child_spec
+from jobq.store.finish import Change, EndedAttempt, finish, lock_running, park_sync, put_back
 from jobq.store.tables import job_data, jobs, workers
+from jobq.store.targets import hold, lift
 
 MAX_REQUEUES = 20
+MAX_REQUEUED_FOR = timedelta(hours=24)
+"""Since the job was to start first: then a target that still says "not now" has said no."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +48,32 @@ class Claimed:
     started_at: datetime
     workflow_id: UUID | None
     parent_id: UUID | None
+    retry_of: UUID | None
+    domain: str | None
+    target: str | None
+    entity_key: str | None
     spec: Any
     state: Any
     retry: Any
     checkpoint: Any
+    payload: Payload | None = None
+    """A child of a SYNC: what it is to write."""
 
 
 _TAKEN = [
     jobs.c[name]
     for name in (
         "id", "attempt", "tenant", "kind", "name", "queue", "trigger", "timeout", "scheduled_at", "started_at",
-        "workflow_id", "parent_id",
+        "workflow_id", "parent_id", "retry_of", "domain", "target", "entity_key",
     )
 ]  # fmt: skip
+_DATA = [job_data.c[name] for name in ("spec", "state", "retry", "checkpoint")]
 
 
-def _take(chosen: Any) -> Any:
-    """QUEUED → RUNNING for the chosen ids, unless the worker was declared dead."""
+def _take(dialect: str, chosen: Any) -> Any:
+    """QUEUED → RUNNING for the chosen ids, unless the worker was declared dead; the last column is their data."""
     worker = sa.bindparam("worker", type_=sa.Uuid)
-    hosted = jobs.c.kind.in_(sa.bindparam("hosted", expanding=True))
+    hosted = is_one_of(dialect, jobs.c.kind, "hosted")
     return (
         sa.update(jobs)
         .where(
@@ -77,7 +89,7 @@ def _take(chosen: Any) -> Any:
             started_at=now(),
             next_send_at=None,
         )
-        .returning(*_TAKEN)
+        .returning(*_TAKEN, sa.select(json_parts(*_DATA)).where(job_data.c.job_id == jobs.c.id).scalar_subquery())
     )
 
 
@@ -91,7 +103,7 @@ def _take_ids(dialect: str) -> Any:
         .order_by(jobs.c.id)
         .with_for_update(skip_locked=True)
     )
-    return _take(chosen)
+    return _take(dialect, chosen)
 
 
 @cache
@@ -108,7 +120,7 @@ def _take_waiting(dialect: str) -> Any:
         .limit(sa.bindparam("room", type_=sa.Integer))
         .with_for_update(skip_locked=True)
     )
-    return _take(chosen)
+    return _take(dialect, chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +133,11 @@ class Claimant:
 
 
 def claim(conn: Connection, by: Claimant, queue: str, ids: Sequence[UUID]) -> list[Claimed]:
-    """Take those of the ids that are QUEUED in this queue; the others fall away (taken, canceled, paused, forged)."""
+    """Take those of the ids that are QUEUED in this queue; the others fall away (taken, canceled, paused, forged).
+
+    One statement, and so a transaction by itself. It waits for the disk: a claim that is lost would be made again with
+    the same attempt number, which is the fence, while the first one's work goes on.
+    """
     dialect = conn.dialect.name
     return _taken(conn, by, _take_ids(dialect), {"of_queue": queue, "ids": id_list(dialect, ids)})
 
@@ -132,9 +148,9 @@ def claim_waiting(conn: Connection, by: Claimant, queue: str, room: int) -> list
 
 
 def _taken(conn: Connection, by: Claimant, statement: Any, parameters: dict[str, Any]) -> list[Claimed]:
-    who = {"worker": by.worker_id, "on_host": by.host, "hosted": list(by.hosted)}
+    who = {"worker": by.worker_id, "on_host": by.host, "hosted": id_list(conn.dialect.name, by.hosted)}
     rows = conn.execute(statement, {**parameters, **who}).all()
-    return with_data(conn, rows)
+    return _put_together(conn, rows, {row.id: row[-1] for row in rows})
 
 
 def with_data(conn: Connection, rows: Sequence[Any]) -> list[Claimed]:
@@ -142,20 +158,24 @@ def with_data(conn: Connection, rows: Sequence[Any]) -> list[Claimed]:
     if not rows:
         return []
     dialect = conn.dialect.name
-    parts = {
-        job_id: (spec, state, retry, checkpoint)
-        for job_id, spec, state, retry, checkpoint in conn.execute(
-            _data(dialect), {"ids": id_list(dialect, (row.id for row in rows))}
-        )
-    }
-    ordered: list[Any] = sorted(rows, key=lambda row: row.id)
-    return [Claimed(*row, *parts[row.id]) for row in ordered]  # type: ignore[call-arg]  # the columns of _TAKEN
+    found = conn.execute(_data(dialect), {"ids": id_list(dialect, (row.id for row in rows))})
+    return _put_together(conn, rows, {job_id: parts for job_id, *parts in found})
+
+
+def _put_together(conn: Connection, rows: Sequence[Any], parts: Mapping[UUID, Sequence[Any] | None]) -> list[Claimed]:
+    """Jobs with their data, which a child of a SYNC has none of: it is told apart by its columns."""
+    children = [row for row in rows if row.entity_key is not None]
+    payloads = read_payloads(conn, children)  # after the claim: a newer content makes a newer child
+    claimed = []
+    for row in sorted(rows, key=lambda row: row.id):
+        data = parts.get(row.id) or (child_spec(row), None, None, None)
+        claimed.append(Claimed(*row[: len(_TAKEN)], *data, payloads.get(row.id)))  # type: ignore[call-arg]
+    return claimed
 
 
 @cache
 def _data(dialect: str) -> Any:
-    c = job_data.c
-    return sa.select(c.job_id, c.spec, c.state, c.retry, c.checkpoint).where(is_one_of(dialect, c.job_id, "ids"))
+    return sa.select(job_data.c.job_id, *_DATA).where(is_one_of(dialect, job_data.c.job_id, "ids"))
 
 
 # --- record --------------------------------------------------------------------------------------------------
@@ -189,27 +209,58 @@ def record(conn: Connection, worker_id: UUID, reports: Sequence[Report]) -> set[
             changes.append(_ending(worker_id, report))
         elif (row := rows.get(report.id)) is not None and row.attempt == report.attempt:
             changes.append(_decided(worker_id, report, row))
-    back = [change for change in changes if not change.to.terminal]
-    if not back:
+    written = _write(conn, changes)
+    answers = [report for report in reports if report.outcome.target or report.outcome.replicated]
+    if answers:
+        _learn(conn, [report for report in answers if report.id in written])
+    return written
+
+
+def _write(conn: Connection, changes: Sequence[Change]) -> set[UUID]:
+    if all(change.to.terminal for change in changes):
         return finish(conn, changes)
-    return finish(conn, (change for change in changes if change.to.terminal)) | put_back(conn, back)
+    written = finish(conn, (change for change in changes if change.to.terminal))
+    written |= park_sync(conn, [change for change in changes if change.to.status is Status.RUNNING])
+    return written | put_back(conn, (change for change in changes if change.to.status is Status.PENDING))
+
+
+def _learn(conn: Connection, answers: Sequence[Report]) -> None:
+    """What targets have now, and which of them asked to be left alone for a while."""
+    marks = [(report.id, report.outcome.replicated) for report in answers if report.outcome.replicated is not None]
+    advance(conn, marks)
+    busy, well = dict[Any, Any](), set()
+    for report in answers:
+        outcome = report.outcome
+        if outcome.target is None:
+            continue
+        if outcome.reason is Reason.REQUEUED:
+            busy[outcome.target] = (outcome.delay or timedelta(0), outcome.message)
+        else:
+            well.add(outcome.target)
+    lift(conn, well - busy.keys())
+    hold(conn, busy)
 
 
 def _ending(worker_id: UUID, report: Report) -> Change:
-    to = Transition(report.outcome.status, report.outcome.reason)
-    return _change(worker_id, report, to, kind=report.outcome.status.value)
+    outcome = report.outcome
+    change = _change(worker_id, report, Transition(outcome.status, outcome.reason), kind=outcome.status.value)
+    if outcome.replicated is not None and outcome.reason is Reason.SUCCEEDED:
+        change.report = outcome.replicated.what
+    return change
 
 
 def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
     """What becomes of a job whose attempt did not complete: pure decisions of ``jobq.states``, one per case."""
     outcome, desired = report.outcome, Desired(row.desired)
+    if outcome.status is Status.RUNNING:
+        return _change(worker_id, report, Transition(Status.RUNNING, Reason.FANNED_OUT), kind="FANNED_OUT")
     why = Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER
     if report.drained:
         return _change(worker_id, report, give_back(desired=desired, why=why), kind="DRAINED")
     if outcome.status is Status.CANCELED:
         return _change(worker_id, report, canceled(why), kind="CANCELED")
     if outcome.reason is Reason.REQUEUED:
-        if row.requeues < MAX_REQUEUES:
+        if row.requeues < MAX_REQUEUES and row.now - row.since < MAX_REQUEUED_FOR:
             back = give_back(desired=desired, due_in=outcome.delay, why=why)
             change = _change(worker_id, report, back, kind="REQUEUED")
             change.requeued = True

@@ -13,7 +13,9 @@ from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled
 from jobq.store.database import insert, now, take_promote_lock
 from jobq.store.finish import Change, finish, put_back
 from jobq.store.jobs import new_id
-from jobq.store.tables import events, jobs, queues, tenants
+from jobq.store.tables import after, events, jobs, queues, tenants
+
+SYNC = "SYNC"
 
 
 def add_event(
@@ -43,12 +45,15 @@ def _lock(conn: Connection, tenant: str | None, job_id: UUID) -> Row[Any]:
 def cancel(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
     """Cancel a job: at once while it waits; a running one is asked to stop and ends within a renewal (5 s).
 
-    Raises Conflict ``already_finished`` if it has ended.
+    A SYNC with children is dequeued: from now on none of them starts, those that wait are canceled, and it ends when
+    the last one that runs has ended. Raises Conflict ``already_finished`` if the job has ended.
     """
     row = _lock(conn, tenant, job_id)
     status = Status(row.status)
     if row.finished_at is not None:
         raise Conflict(f"Job {job_id} has ended as {row.status}.", code="already_finished")
+    if row.kind == SYNC:
+        _stop_children(conn, job_id, Desired.CANCEL, Reason.DEQUEUING)
     if status is Status.RUNNING:
         conn.execute(sa.update(jobs).where(jobs.c.id == job_id).values(desired=Desired.CANCEL.value))
     else:
@@ -59,48 +64,80 @@ def cancel(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> No
 def pause(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
     """Hold a waiting job until somebody resumes it. Pausing a paused job changes nothing.
 
-    Raises Conflict: ``already_finished``, or ``not_pausable`` for AUTOMATIC and for running jobs.
+    A SYNC can be held while it runs, too: from now on none of its children starts; it is RUNNING·pausing until those
+    that run have ended, then RUNNING·paused. One that still reads stops behind its present batch.
+
+    Raises Conflict: ``already_finished``, or ``not_pausable`` for AUTOMATIC and for running jobs that are no SYNC.
     """
     row = _lock(conn, tenant, job_id)
     if row.finished_at is not None:
         raise Conflict(f"Job {job_id} has ended as {row.status}.", code="already_finished")
-    if row.trigger == Trigger.AUTOMATIC.value:
+    if row.kind != SYNC and row.trigger == Trigger.AUTOMATIC.value:
         raise Conflict(
             "A job that a schedule made cannot be paused.", code="not_pausable", hint="Pause its workflow instead."
         )
-    if row.status == Status.RUNNING.value:
+    running = row.status == Status.RUNNING.value
+    if running and (row.kind != SYNC or row.desired == Desired.CANCEL.value):
         raise Conflict("A running job cannot be paused.", code="not_pausable", hint="Cancel it instead.")
-    if row.reason == Reason.PAUSED.value:
+    if row.desired == Desired.PAUSE.value:
         return
-    conn.execute(
-        sa.update(jobs)
-        .where(jobs.c.id == job_id)
-        .values(
-            status=Status.PENDING.value, reason=Reason.PAUSED.value, desired=Desired.PAUSE.value, due_at=None,
-            next_send_at=None, queued_at=None,
-        )
-    )  # fmt: skip
+    if row.kind == SYNC:
+        _stop_children(conn, job_id, Desired.PAUSE, Reason.PAUSING)
+    if not running:
+        conn.execute(
+            sa.update(jobs)
+            .where(jobs.c.id == job_id)
+            .values(
+                status=Status.PENDING.value, reason=Reason.PAUSED.value, desired=Desired.PAUSE.value, due_at=None,
+                next_send_at=None, queued_at=None,
+            )
+        )  # fmt: skip
     add_event(conn, row.tenant, f"job:{job_id}", "pause", actor)
 
 
+def _stop_children(conn: Connection, parent_id: UUID, desired: Desired, reason: Reason) -> None:
+    """From now on no child of this SYNC starts; those that were promoted wait again.
+
+    Promotion is held off by its lock, and claims by the rows: a claim that is under way is through when this has the
+    row, and one that comes later finds the job PENDING.
+    """
+    take_promote_lock(conn, wait=True)
+    running = sa.case((jobs.c.status == Status.RUNNING.value, reason.value), else_=jobs.c.reason)
+    conn.execute(sa.update(jobs).where(jobs.c.id == parent_id).values(desired=desired.value, reason=running))
+    promoted = conn.execute(
+        sa.select(jobs.c.id, jobs.c.attempt)
+        .where(jobs.c.parent_id == parent_id, jobs.c.next_send_at.is_not(None))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    ).all()
+    back = Transition(Status.PENDING, Reason.READY)
+    put_back(conn, (Change(row.id, Status.QUEUED, row.attempt, back) for row in promoted))
+
+
 def resume(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
-    """Let a paused job go on: its reason is derived again. Resuming what is not paused changes nothing."""
+    """Let a paused job go on: its reason is derived again. Resuming what is not paused changes nothing.
+
+    A SYNC that stopped in the middle of its source goes on behind its last batch; its children go on at once.
+    """
     row = _lock(conn, tenant, job_id)
     if row.finished_at is not None:
         raise Conflict(f"Job {job_id} has ended as {row.status}.", code="already_finished")
-    if row.reason != Reason.PAUSED.value:
+    if row.desired != Desired.PAUSE.value:
         return
-    waits = sa.and_(jobs.c.scheduled_at.is_not(None), jobs.c.scheduled_at > now(), jobs.c.attempt == 0)
-    conn.execute(
-        sa.update(jobs)
-        .where(jobs.c.id == job_id)
-        .values(
-            desired=Desired.RUN.value,
-            reason=sa.case((waits, Reason.SCHEDULED.value), else_=Reason.READY.value),
-            due_at=sa.case((waits, jobs.c.scheduled_at)),
-            ready_at=sa.case((waits, sa.null()), else_=now()),
-        )
-    )
+    values: dict[str, Any] = {"desired": Desired.RUN.value}
+    if row.status == Status.RUNNING.value:
+        values["reason"] = (Reason.EXECUTING if row.worker_id is not None else Reason.FANNED_OUT).value
+    elif row.reason == Reason.PAUSED.value:
+        blocked = sa.exists().where(after.c.job_id == job_id)
+        waits = sa.and_(jobs.c.scheduled_at.is_not(None), jobs.c.scheduled_at > now(), jobs.c.attempt == 0)
+        values |= {
+            "reason": sa.case(
+                (blocked, Reason.BLOCKED.value), (waits, Reason.SCHEDULED.value), else_=Reason.READY.value
+            ),
+            "due_at": sa.case((sa.and_(waits, ~blocked), jobs.c.scheduled_at)),
+            "ready_at": sa.case((sa.or_(waits, blocked), sa.null()), else_=now()),
+        }
+    conn.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values))
     add_event(conn, row.tenant, f"job:{job_id}", "resume", actor)
 
 

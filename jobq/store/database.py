@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
@@ -39,6 +40,7 @@ _INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 _NO_SCHEMA = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
 _DAMAGED = frozenset({"file is not a database", "database disk image is malformed"})  # SQLite
+_READS, _ONE_STATEMENT = "reads", "one statement"  # what a transaction is made for, if not for anything
 _STATEMENT_TIMEOUT_MS = 30_000
 _IDLE_IN_TRANSACTION_MS = 15_000
 # Statistics of a queue are stale by nature: a second ago a thousand rows were QUEUED, now none is, and the table has
@@ -125,6 +127,24 @@ def _plus_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     )
 
 
+class json_parts(FunctionElement[Any]):  # noqa: N801
+    """``json_parts(document, …)``: documents as one, a list in that order; NULL is null."""
+
+    type = Json
+    inherit_cache = True
+    name = "json_parts"
+
+
+@compiles(json_parts, POSTGRESQL)
+def _json_parts_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"jsonb_build_array({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(json_parts)
+def _json_parts_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"json_array({', '.join(f'json({compiler.process(each, **kw)})' for each in element.clauses)})"
+
+
 def later(seconds: float | ColumnElement[Any]) -> ColumnElement[datetime]:
     """The database's now, so many seconds later."""
     return plus(now(), sa.cast(seconds, sa.Float))
@@ -199,19 +219,52 @@ CHANNEL = "jobq_wake"
 
 
 def take_promote_lock(conn: Connection, *, wait: bool) -> bool:
-    """The lock of promotion, until the transaction ends. SQLite's write transaction is that lock already."""
+    """The lock of promotion, until the transaction ends. SQLite's write transaction is that lock already.
+
+    Who does not wait for it promotes, and that transaction alone commits without waiting for the disk: should the
+    server crash within its next moment, the jobs are ready again, are promoted again, and their hints fall away.
+    Nothing can build on what is lost so: a claim of these jobs waits for the disk, and all that was written before it
+    reaches the disk with it.
+    """
     if conn.dialect.name != POSTGRESQL:
         return True
     if wait:
         conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_PROMOTE_LOCK)))
         return True
-    return bool(conn.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_PROMOTE_LOCK))))
+    return bool(conn.execute(_TRY_PROMOTE_LOCK).one().taken)
+
+
+_TRY_PROMOTE_LOCK = sa.select(
+    sa.func.pg_try_advisory_xact_lock(_PROMOTE_LOCK).label("taken"),
+    sa.func.set_config("synchronous_commit", "off", sa.true()),
+)
 
 
 def notify(conn: Connection) -> None:
     """Wake the schedulers when this transaction commits. SQLite's readers see the commit by themselves."""
     if conn.dialect.name == POSTGRESQL:
         conn.exec_driver_sql(f"NOTIFY {CHANNEL}")
+
+
+def insert_both(conn: Connection, first: Any, second: Any, parameters: Mapping[str, Any], *, wakes: bool) -> Any:
+    """Two INSERTs of which the second depends on the first: the row that the first returns, None if it wrote none.
+
+    ``second`` makes its statement from a condition: that the first wrote. On PostgreSQL this is one statement,
+    which also notifies (``wakes``) when it is committed.
+    """
+    if conn.dialect.name == POSTGRESQL:
+        return conn.execute(_insert_both(first, second, wakes), parameters).first()
+    row = conn.execute(first, parameters).first()
+    if row is not None:
+        conn.execute(second(sa.true()), parameters)
+    return row
+
+
+@cache
+def _insert_both(first: Any, second: Any, wakes: bool) -> Any:
+    written = first.cte("written")
+    query = sa.select(written).add_cte(second(sa.exists(sa.select(sa.literal_column("1")).select_from(written))).cte())
+    return query.where(sa.func.pg_notify(CHANNEL, "").is_not(None)) if wakes else query
 
 
 # --- connections and transactions --------------------------------------------------------------------------
@@ -230,6 +283,8 @@ class Database:
         self.url = _parse(url)
         self.engine = _engine(self.url, pool_size, application)
         self.dialect = self.engine.dialect.name
+        self._reading = self.engine.execution_options(jobq_transaction=_READS)
+        self._by_statement = self.engine.execution_options(jobq_transaction=_ONE_STATEMENT)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -238,20 +293,34 @@ class Database:
             yield conn
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A transaction that only reads, and on SQLite takes no write lock."""
-        with _translated(), self.engine.connect().execution_options(jobq_reads=True) as conn:
+    def begin_statement(self) -> Iterator[Connection]:
+        """A transaction of a single statement, which PostgreSQL begins and commits by itself: one round trip.
+
+        On SQLite the same as ``begin``.
+        """
+        with _translated(), self._by_statement.begin() as conn:
             yield conn
 
-    def run(self, work: Callable[[Connection], Result]) -> Result:
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """For statements that only read: no write lock on SQLite, no transaction on PostgreSQL.
+
+        There, each statement sees what is committed when it begins, as it would in a transaction.
+        """
+        with _translated(), self._reading.connect() as conn:
+            yield conn
+
+    def run(self, work: Callable[[Connection], Result], *, one_statement: bool = False) -> Result:
         """``work`` in a writing transaction, again after a deadlock, a serialization failure or a lost connection.
 
+        ``one_statement``: the work is no more than that on PostgreSQL, see ``begin_statement``.
         A COMMIT whose reply was lost is repeated too: ``work`` must carry its identities with it (ids made by the
         caller, guards on attempt and status), so that a second run finds what the first one did.
         """
+        begin = self.begin_statement if one_statement else self.begin
         for tries in range(1, self._RETRIES + 1):
             try:
-                with self.begin() as conn:
+                with begin() as conn:
                     return work(conn)
             except _Transient:
                 if tries == self._RETRIES:
@@ -335,19 +404,21 @@ def _engine(url: URL, pool_size: int, application: str) -> Engine:
         options = (
             f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c lock_timeout=10000 "
             f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS} "
-            f"{_PLANNER} -c timezone=UTC -c synchronous_commit=on"
+            f"{_PLANNER} -c timezone=UTC -c synchronous_commit=on -c default_transaction_isolation=read\\ committed"
         )
         arguments = {
             "options": options, "application_name": application, "connect_timeout": 5,
             "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000,
         }  # fmt: skip
         try:
-            return sa.create_engine(
+            engine = sa.create_engine(
                 url, pool_size=pool_size, max_overflow=4, pool_timeout=10, pool_pre_ping=False, connect_args=arguments,
-                isolation_level="READ COMMITTED",
+                isolation_level="READ COMMITTED", pool_use_lifo=True,  # the warmest: it has the statements prepared
             )  # fmt: skip
         except ImportError as error:
             raise _driver_missing() from error
+        event.listen(engine, "begin", _begin_postgresql)
+        return engine
     if url.database:
         _make_folder(Path(url.database).expanduser().parent)
     engine = sa.create_engine(url, pool_size=pool_size, max_overflow=4, connect_args={"timeout": 10})
@@ -374,11 +445,22 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(conn: Connection) -> None:
     # A transaction that reads first and writes later would fail when another one wrote in between.
-    reads = conn.get_execution_options().get("jobq_reads", False)
-    conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    conn.exec_driver_sql("BEGIN" if _transaction(conn) == _READS else "BEGIN IMMEDIATE")
+
+
+def _begin_postgresql(conn: Connection) -> None:
+    # Where statements stand alone, BEGIN and COMMIT would be two more round trips.
+    connection: Any = conn.connection.driver_connection
+    alone = _transaction(conn) is not None
+    if connection.autocommit != alone:
+        connection.autocommit = alone
+
+
+def _transaction(conn: Connection) -> str | None:
+    return conn.get_execution_options().get("jobq_transaction")
 
 
 __all__ = [
     "CHANNEL", "POSTGRESQL", "Connection", "Database", "Instant", "Json", "Refusal", "id_list", "incoming", "insert",
-    "instant_text", "is_one_of", "later", "notify", "now", "plus", "rows_json", "take_promote_lock",
+    "insert_both", "instant_text", "is_one_of", "json_parts", "later", "notify", "now", "plus", "rows_json", "take_promote_lock",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ not match its guard is not written, and not returned: that is how the loser of a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from operator import attrgetter
@@ -20,7 +20,10 @@ from sqlalchemy.engine import Connection, Row
 
 from jobq.models import Outcome
 from jobq.states import Reason, Status, Transition, Trigger, may_go
+from jobq.store.after import free
 from jobq.store.database import Instant, Json, id_list, incoming, insert, is_one_of, later, now, rows_json
+from jobq.store.failures import count_failures
+from jobq.store.fanin import Parked, count_ends, park, with_children
 from jobq.store.tables import attempts, jobs, workflows
 from jobq.store.wakeup import announce
 
@@ -38,6 +41,8 @@ class Change:
     message: str | None = None
     error_class: str | None = None
     requeued: bool = False
+    report: str | None = None
+    """A child that was completed: what its target did (success, updated or existing)."""
     ended: EndedAttempt | None = None
     """The attempt that ends with this change, if one does."""
 
@@ -112,7 +117,7 @@ def _finish(dialect: str) -> Any:
         )
         .returning(
             jobs.c.id, jobs.c.status, jobs.c.reason, jobs.c.trigger, jobs.c.workflow_id, jobs.c.generation,
-            jobs.c.parent_id,
+            jobs.c.parent_id, jobs.c.target,
         )
     )  # fmt: skip
 
@@ -166,22 +171,70 @@ def _row(change: Change) -> dict[str, Any]:
 
 
 def finish(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
-    """End jobs, with all that follows: the attempt's record and the workflow's failure counter.
+    """End jobs, with all that follows: the attempt's record, and what the end means to others.
 
-    Returns the ids that this call ended. A job that is missing from them has another owner or had ended before.
-    ``changes`` come in the order in which the jobs ended: whether failures are consecutive depends on it.
+    Those are the workflow's failure counter, the fan-out that a child belongs to, and jobs that wait for this one. A
+    SYNC that fails while it has children is parked beside them: it ends, as it would have here, with the last of them.
+
+    Returns the ids that this call ended or parked. A job that is missing from them has another owner or had ended
+    before. ``changes`` come in the order in which the jobs ended: whether failures are consecutive depends on it.
     """
     happened = list(changes)
-    ordered = sorted(happened, key=lambda change: change.id)
-    if not ordered:
+    if not happened:
         return set()
+    parked = _park_failed(conn, happened)
+    happened = [change for change in happened if change.id not in parked] if parked else happened
+    ordered = sorted(happened, key=lambda change: change.id)
     ended = conn.execute(_finish(conn.dialect.name), {"changes": rows_json([_row(change) for change in ordered])}).all()
     written = {row.id for row in ended}
     _keep_attempts(conn, ordered, written)
     rows = {row.id: row for row in ended}
-    _count_failures(conn, [rows[change.id] for change in happened if change.id in rows])
+    for workflow_id, count in count_failures(conn, [rows[change.id] for change in happened if change.id in rows]):
+        terminate(conn, workflow_id, f"{count} jobs in a row failed")
+    count_ends(conn, ended, {change.id: change.report for change in happened if change.report is not None})
+    if ended:
+        free_dependents(conn, ended)
     _release_next(conn, ended)
-    return written
+    return written | parked
+
+
+def _park_failed(conn: Connection, changes: Sequence[Change]) -> set[UUID]:
+    """SYNCs that failed by themselves and have children wait for them."""
+    failed = [change for change in changes if change.was is Status.RUNNING and change.to.status is Status.FAILED]
+    parents = with_children(conn, [change.id for change in failed]) if failed else set()
+    return park_sync(conn, [change for change in failed if change.id in parents])
+
+
+def park_sync(conn: Connection, changes: Sequence[Change]) -> set[UUID]:
+    """Give back the worker slots of SYNCs; ``to`` is the end that the SYNC came to, or RUNNING where it came to none."""
+    return park(
+        conn, [Parked(change.id, change.attempt, change.worker_id, _verdict(change)) for change in changes]
+    )  # fmt: skip
+
+
+def _verdict(change: Change) -> dict[str, Any]:
+    ended = {} if change.ended is None else {"ended": _kept(change.ended)}
+    if not change.to.terminal:
+        return ended
+    return {**ended, "to": change.to.reason.value, "message": change.message, "error_class": change.error_class}
+
+
+def free_dependents(conn: Connection, ended: Iterable[Row[Any]]) -> None:
+    """What the end of these jobs means to jobs that wait for them: ready, canceled or skipped."""
+    freed = free(conn, ended)
+    canceled = Transition(Status.CANCELED, Reason.UPSTREAM_FAILED)
+    skipped = Transition(Status.COMPLETED, Reason.SKIPPED)
+    finish(
+        conn,
+        [
+            *(Change(row.id, Status(row.status), row.attempt, canceled, message="a job before it failed or was canceled")
+              for row in freed.to_cancel),
+            *(Change(row.id, Status(row.status), row.attempt, skipped, message="the target before it filtered the entity")
+              for row in freed.to_skip),
+        ],
+    )  # fmt: skip
+    if freed.ready:
+        announce(conn)
 
 
 def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
@@ -254,89 +307,7 @@ def _kept(ended: EndedAttempt) -> dict[str, Any]:
     }
 
 
-# --- the failure counter of workflows -------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What a batch of ends means to one generation of a workflow: was there a success, and how many failures after."""
-
-    id: UUID
-    generation: int
-    reset: int = 0
-    fails: int = 0
-
-
-_TALLY_COLUMNS: dict[str, Any] = {
-    "id": sa.Uuid(), "generation": sa.Integer(), "reset": sa.Integer(), "fails": sa.Integer()
-}  # fmt: skip
-
-
-def _counts(tally: Any) -> Any:
-    """Only the current generation counts, and a success of a healthy workflow writes nothing."""
-    return sa.and_(
-        workflows.c.id == tally.c.id,
-        workflows.c.generation == tally.c.generation,
-        sa.or_(tally.c.fails > 0, workflows.c.consecutive_failures > 0),
-    )
-
-
-@cache
-def _lock_counted(dialect: str) -> Any:
-    """The workflows whose counters will change, locked in the order of their ids: an UPDATE alone joins as it likes."""
-    tally = incoming(dialect, "tallies", _TALLY_COLUMNS)
-    return (
-        sa.select(workflows.c.id)
-        .select_from(workflows)
-        .join(tally, _counts(tally))
-        .order_by(workflows.c.id)
-        .with_for_update(of=workflows)
-    )
-
-
-@cache
-def _count(dialect: str) -> Any:
-    tally = incoming(dialect, "tallies", _TALLY_COLUMNS)
-    return (
-        sa.update(workflows)
-        .where(_counts(tally))
-        .values(
-            consecutive_failures=sa.case(
-                (tally.c.reset > 0, tally.c.fails), else_=workflows.c.consecutive_failures + tally.c.fails
-            )
-        )
-        .returning(
-            workflows.c.id,
-            workflows.c.status,
-            workflows.c.consecutive_failures,
-            workflows.c.max_consecutive_job_failures_allowed.label("allowed"),
-        )
-    )
-
-
-def _count_failures(conn: Connection, ended: Sequence[Row[Any]]) -> None:
-    """COMPLETED·succeeded sets the counter to 0, FAILED adds 1; skipped, canceled and children leave it.
-
-    ``ended`` is in the order in which the jobs ended.
-    """
-    tallies: dict[tuple[UUID, int], _Tally] = {}
-    for row in ended:
-        if row.workflow_id is None or row.parent_id is not None:
-            continue
-        tally = tallies.setdefault((row.workflow_id, row.generation), _Tally(row.workflow_id, row.generation))
-        if row.reason == Reason.SUCCEEDED:
-            tally.reset, tally.fails = 1, 0
-        elif row.status == Status.FAILED:
-            tally.fails += 1
-    rows = [asdict(tally) for key, tally in sorted(tallies.items()) if tally.reset or tally.fails]
-    if not rows:
-        return
-    dialect, parameters = conn.dialect.name, {"tallies": rows_json(rows)}
-    if not conn.execute(_lock_counted(dialect), parameters).all():
-        return
-    for row in conn.execute(_count(dialect), parameters).all():
-        if row.consecutive_failures >= row.allowed and row.status != "TERMINATED":
-            terminate(conn, row.id, f"{row.consecutive_failures} jobs in a row failed")
+# --- what an end means to others -------------------------------------------------------------------------------
 
 
 def _release_next(conn: Connection, ended: Sequence[Row[Any]]) -> None:
@@ -368,6 +339,7 @@ def _release(dialect: str, everywhere: bool) -> Any:
     chosen = (
         sa.select(blocked.c.id)
         .where(blocked.c.reason == sa.literal_column("'blocked'"), blocked.c.workflow_id.is_not(None), ~under_way)
+        .where(blocked.c.trigger == Trigger.AUTOMATIC.value)  # others wait for jobs that they name: jobq.store.after
         .order_by(blocked.c.id)
         .with_for_update(skip_locked=True, of=blocked)
     )
@@ -426,7 +398,8 @@ def _lock_running(dialect: str) -> Any:
     return (
         sa.select(
             jobs.c.id, jobs.c.attempt, jobs.c.failures, jobs.c.max_attempts, jobs.c.desired, jobs.c.requeues,
-            jobs.c.cancel_reason,
+            jobs.c.cancel_reason, sa.func.coalesce(jobs.c.scheduled_at, jobs.c.created_at).label("since"),
+            now().label("now"),
         )
         .where(
             is_one_of(dialect, jobs.c.id, "ids"),

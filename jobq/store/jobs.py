@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 import uuid_utils.compat
 from sqlalchemy.engine import Connection, Row
+from sqlalchemy.sql import ColumnElement
 
 from jobq.errors import Conflict, NotFound
 from jobq.models import Attempt, Job, Step
 from jobq.states import Desired, Reason, Status, Trigger
-from jobq.store.database import Instant, Json, id_list, incoming, insert, is_one_of, now, rows_json
+from jobq.store.after import lock_upstreams, wait_for
+from jobq.store.database import Instant, Json, id_list, incoming, insert, insert_both, is_one_of, now, rows_json
 from jobq.store.tables import attempts, job_data, jobs, requests, workers
 
 
@@ -55,6 +57,20 @@ class NewJob:
     """It waits for an earlier job of its workflow."""
     overlaps: bool | None = None
     """Recorded only: CANCELED·overlap."""
+    orphaned: bool | None = None
+    """Recorded only: CANCELED·upstream_failed."""
+    after: tuple[UUID, ...] = ()
+    """Jobs that it waits for: see ``jobq.store.after``."""
+
+    @property
+    def domain(self) -> str | None:
+        """What a SYNC syncs."""
+        return self.spec["domain"] if self.kind == "SYNC" else None
+
+    @property
+    def domain_end(self) -> str | None:
+        """A SYNC works for the end that is read."""
+        return "source" if self.kind == "SYNC" else None
 
 
 _JOB_COLUMNS: dict[str, Any] = {
@@ -76,44 +92,59 @@ _JOB_COLUMNS: dict[str, Any] = {
     "parent_id": sa.Uuid(),
     "retry_of": sa.Uuid(),
     "dedupe_key": sa.Text(),
+    "domain": sa.Text(),
+    "domain_end": sa.Text(),
 }
-_ARRIVAL_COLUMNS: dict[str, Any] = {"blocked": sa.Boolean(), "overlaps": sa.Boolean()}  # fmt: skip
+_ARRIVAL_COLUMNS: dict[str, Any] = {"blocked": sa.Boolean(), "overlaps": sa.Boolean(), "orphaned": sa.Boolean()}
 _SENT = (*_JOB_COLUMNS, *_ARRIVAL_COLUMNS)
+_SHOWN_NAMES = tuple(Job.__dataclass_fields__)
 _DATA_COLUMNS: dict[str, Any] = {"id": sa.Uuid(), "spec": Json, "state": Json, "retry": Json}
 
 
 @cache
-def _insert_jobs(dialect: str) -> Any:
+def _insert_jobs(dialect: str, *returned: str) -> Any:
     """Jobs that come as one parameter; those that a unique index refuses are left out of what is returned."""
     new = incoming(dialect, "new", _JOB_COLUMNS | _ARRIVAL_COLUMNS)
     waits = sa.and_(new.c.scheduled_at.is_not(None), new.c.scheduled_at > now())
     blocked, overlaps = new.c.blocked.is_(sa.true()), new.c.overlaps.is_(sa.true())
+    orphaned = new.c.orphaned.is_(sa.true())
+    canceled = sa.or_(overlaps, orphaned)
     columns = {
         **{name: new.c[name] for name in _JOB_COLUMNS},
-        "status": sa.case((overlaps, Status.CANCELED.value), else_=Status.PENDING.value),
+        "status": sa.case((canceled, Status.CANCELED.value), else_=Status.PENDING.value),
         "reason": sa.case(
             (overlaps, Reason.OVERLAP.value),
+            (orphaned, Reason.UPSTREAM_FAILED.value),
             (blocked, Reason.BLOCKED.value),
             (waits, Reason.SCHEDULED.value),
             else_=Reason.READY.value,
         ),
-        "message": sa.case((overlaps, "an earlier job of the workflow had not ended")),
+        "message": sa.case(
+            (overlaps, "an earlier job of the workflow had not ended"),
+            (orphaned, "a job before it had failed or was canceled"),
+        ),
         "created_at": now(),
-        "due_at": sa.case((waits, new.c.scheduled_at)),
-        "ready_at": sa.case((sa.or_(waits, blocked, overlaps), sa.null()), else_=now()),
-        "finished_at": sa.case((overlaps, now())),
+        "due_at": sa.case((sa.and_(waits, ~blocked, ~canceled), new.c.scheduled_at)),
+        "ready_at": sa.case((sa.or_(waits, blocked, canceled), sa.null()), else_=now()),
+        "finished_at": sa.case((canceled, now())),
     }
     rows = (
         sa.select(*(value.label(name) for name, value in columns.items())).select_from(new).where(new.c.id.is_not(None))
     )
-    return insert(dialect, jobs).from_select(list(columns), rows).on_conflict_do_nothing().returning(jobs.c.id)
+    new_rows = insert(dialect, jobs).from_select(list(columns), rows).on_conflict_do_nothing()
+    return new_rows.returning(*(jobs.c[name] for name in returned))
 
 
 @cache
 def _insert_data(dialect: str) -> Any:
+    return _insert_data_if(dialect, sa.true())
+
+
+def _insert_data_if(dialect: str, condition: ColumnElement[bool]) -> Any:
     new = incoming(dialect, "new", _DATA_COLUMNS)
     columns = {"job_id": new.c.id, "spec": new.c.spec, "state": new.c.state, "retry": new.c.retry}
-    rows = sa.select(*(value.label(name) for name, value in columns.items())).where(new.c.id.is_not(None))
+    rows = sa.select(*(value.label(name) for name, value in columns.items()))
+    rows = rows.where(new.c.id.is_not(None), condition)
     return insert(dialect, job_data).from_select(list(columns), rows).on_conflict_do_nothing()
 
 
@@ -121,27 +152,61 @@ def enqueue(conn: Connection, new: Sequence[NewJob]) -> list[UUID]:
     """Insert jobs, PENDING·ready or scheduled, in two statements; returns their ids in the order given.
 
     Atomic with the caller's transaction, and repeatable: a job whose id exists already is the same job. A job
-    whose ``dedupe_key`` is held by a live one is recorded as CANCELED·duplicate of that one.
+    whose ``dedupe_key`` is held by a live one is recorded as CANCELED·duplicate of that one. Raises NotFound if a job
+    is to come ``after`` one that the tenant does not have.
     """
+    waits = [pair for job in new if job.after for pair in _upstreams(conn, job)]
     inserted = _write(conn, new)
     left_out = [job for job in new if job.id not in inserted]
     for job in left_out:
         _settle_conflict(conn, job)
+    wait_for(conn, [(job_id, upstream) for job_id, upstream in waits if job_id in inserted])
     return [job.id for job in new]
+
+
+def _upstreams(conn: Connection, job: NewJob) -> list[tuple[UUID, UUID]]:
+    """(job, upstream) for each upstream that has not ended; says of the job how it arrives."""
+    found = lock_upstreams(conn, job.tenant, job.after)
+    if missing := [job_id for job_id in job.after if job_id not in found]:
+        raise NotFound(f"There is no job {missing[0]} to come after.", pointer="/after")
+    live = [upstream for upstream in found.values() if not upstream.ended]
+    job.orphaned = any(each.ended and each.status is not Status.COMPLETED for each in found.values()) or None
+    job.blocked = (bool(live) and not job.orphaned) or None
+    return [(job.id, upstream.id) for upstream in live] if job.blocked else []
 
 
 def _write(conn: Connection, new: Sequence[NewJob]) -> set[UUID]:
     dialect = conn.dialect.name
-    rows = [{name: value for name in _SENT if (value := getattr(job, name)) is not None} for job in new]
-    inserted = set(conn.scalars(_insert_jobs(dialect), {"new": rows_json(rows)}))
-    data = [
-        {"id": job.id, "spec": job.spec, **({"state": job.state} if job.state is not None else {}),
-         **({"retry": job.retry} if job.retry else {})}
-        for job in new if job.id in inserted
-    ]  # fmt: skip
+    inserted = set(conn.scalars(_insert_jobs(dialect, "id"), {"new": rows_json([_row(job) for job in new])}))
+    data = [_data_row(job) for job in new if job.id in inserted]
     if data:
         conn.execute(_insert_data(dialect), {"new": rows_json(data)})
     return inserted
+
+
+def _row(job: NewJob) -> dict[str, Any]:
+    return {name: value for name in _SENT if (value := getattr(job, name)) is not None}
+
+
+def _data_row(job: NewJob) -> dict[str, Any]:
+    state = {"state": job.state} if job.state is not None else {}
+    return {"id": job.id, "spec": job.spec, **state, **({"retry": job.retry} if job.retry else {})}
+
+
+def enqueue_one(conn: Connection, job: NewJob, *, wakes: bool) -> Job | None:
+    """Insert one job and show it: on PostgreSQL in one statement, which is all that an idle system waits for.
+
+    None: nothing was written, because something is in its way that ``enqueue`` settles. ``wakes``: see ``announce``.
+    """
+    dialect = conn.dialect.name
+    new = {"new": rows_json([_row(job) | _data_row(job)])}
+    row = insert_both(conn, _insert_jobs(dialect, *_SHOWN_NAMES), _data_of_one(dialect), new, wakes=wakes)
+    return None if row is None else as_job(row)
+
+
+@cache
+def _data_of_one(dialect: str) -> Any:
+    return cache(partial(_insert_data_if, dialect))
 
 
 def _settle_conflict(conn: Connection, job: NewJob) -> None:
@@ -203,7 +268,7 @@ def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, jo
 
 # --- looking ------------------------------------------------------------------------------------------------
 
-_SHOWN = [jobs.c[name] for name in Job.__dataclass_fields__]
+_SHOWN = [jobs.c[name] for name in _SHOWN_NAMES]
 
 
 def as_job(row: Row[Any]) -> Job:
@@ -224,7 +289,7 @@ def get(conn: Connection, tenant: str | None, job_id: UUID) -> Job:
 
 
 def get_data(conn: Connection, job_id: UUID) -> Row[Any]:
-    """Spec, state, retry policy and checkpoint of a job that exists."""
+    """Spec, state, retry policy and checkpoint of a job that exists, and is no child: see ``fanin.child_spec``."""
     return conn.execute(sa.select(job_data).where(job_data.c.job_id == job_id)).one()
 
 
@@ -239,6 +304,9 @@ class JobFilter:
     trigger: Trigger | None = None
     workflow_id: UUID | None = None
     parent_id: UUID | None = None
+    domain: str | None = None
+    domain_end: str | None = None
+    """``source`` or ``target``: which end of the domain mapping the jobs work for."""
     name_contains: str | None = None
     created_from: datetime | None = None
     created_until: datetime | None = None
@@ -263,6 +331,7 @@ def _conditions(only: JobFilter) -> Iterable[Any]:
             yield column.in_(sorted(values))
     for column, value in (
         (jobs.c.trigger, only.trigger), (jobs.c.workflow_id, only.workflow_id), (jobs.c.parent_id, only.parent_id),
+        (jobs.c.domain, only.domain), (jobs.c.domain_end, only.domain_end),
     ):  # fmt: skip
         if value is not None:
             yield column == value

@@ -19,7 +19,8 @@ from sqlalchemy.engine import Connection
 from jobq.promotion import Candidate, Load, Turns, choose
 from jobq.states import WAKING, Reason, Status
 from jobq.store.database import Json, id_list, is_one_of, later, now, take_promote_lock
-from jobq.store.tables import jobs, queues, tenants, workers, workflows
+from jobq.store.lanes import limits
+from jobq.store.tables import fanouts, jobs, queues, tenants, workers
 
 FIRST_RESEND = 2.0
 """Seconds after which a hint that nobody claimed is looked into."""
@@ -60,11 +61,15 @@ def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -
         candidates, more = _candidates(conn, queue, max(room, 1), cursor)
         if not candidates:
             continue
-        load.lane_limits = _lane_limits(conn, candidates)
+        lanes = {candidate.lane: candidate.tenant for candidate in candidates if candidate.lane}
+        load.lane_limits = limits(conn, lanes, load.lanes) if lanes else {}
         chosen = choose(candidates, room, load)
         if chosen:
             done.batches[queue] = _queue(conn, chosen)
-        done.more = done.more or more or len(chosen) < len(candidates)
+        # What waits in closed lanes (a paused SYNC, a target that asked for patience) is no reason to look again soon.
+        takeable = sum(load.lane_limits.get(candidate.lane) != 0 for candidate in candidates)
+        more = more and (takeable > 0 or queue in cursor.after)
+        done.more = done.more or more or len(chosen) < takeable
     return done
 
 
@@ -133,7 +138,7 @@ def _takes_jobs() -> Any:
 
 @cache
 def _in_flight() -> Any:
-    """Queued and running jobs by queue, tenant and lane: both halves read a partial index of what is in flight.
+    """Queued and running jobs by queue, tenant and lane: each part reads a partial index of what is in flight.
 
     ``held``: those that take a slot of the workers that take jobs.
     """
@@ -143,6 +148,10 @@ def _in_flight() -> Any:
     both = sa.union_all(
         sa.select(*columns, sa.literal_column("1").label("held")).where(jobs.c.next_send_at.is_not(None)),
         sa.select(*columns, held.label("held")).where(jobs.c.worker_id.is_not(None)),
+        # A SYNC beside its children runs, too, though it takes no slot.
+        sa.select(*columns, sa.literal_column("0").label("held"))
+        .join(fanouts, sa.and_(fanouts.c.job_id == jobs.c.id, fanouts.c.settled_at.is_(None)))
+        .where(jobs.c.worker_id.is_(None), jobs.c.status == Status.RUNNING.value),
     ).subquery("in_flight")
     place = (both.c.queue, both.c.tenant, both.c.lane)
     return sa.select(*place, sa.func.count().label("jobs"), sa.func.sum(both.c.held).label("held")).group_by(*place)
@@ -189,21 +198,6 @@ def _candidates(conn: Connection, queue: str, room: int, cursor: Cursor) -> tupl
             return list(found.values()), True
     cursor.after[queue] = place
     return list(found.values()), True
-
-
-def _lane_limits(conn: Connection, candidates: Sequence[Candidate]) -> dict[str, int]:
-    """Lanes are named after workflows; their limits are those workflows' concurrency."""
-    lanes = {candidate.lane for candidate in candidates if candidate.lane}
-    if not lanes:
-        return {}
-    dialect = conn.dialect.name
-    rows = conn.execute(_concurrency(dialect), {"ids": id_list(dialect, map(UUID, lanes))})
-    return {row.id.hex: row.concurrency for row in rows if row.concurrency is not None}
-
-
-@cache
-def _concurrency(dialect: str) -> Any:
-    return sa.select(workflows.c.id, workflows.c.concurrency).where(is_one_of(dialect, workflows.c.id, "ids"))
 
 
 def _queue(conn: Connection, chosen: Sequence[UUID]) -> list[UUID]:

@@ -12,16 +12,22 @@ from jobq.store.tables import (
     artifacts,
     attempts,
     events,
+    fanout_targets,
+    fanouts,
     job_data,
     job_logs,
     jobs,
     requests,
     schedulers,
+    sync_problems,
     workers,
     workflows,
 )
 
-_OF_JOBS = (attempts, job_data, job_logs, artifacts)
+_OF_JOBS = {
+    attempts: "job_id", job_data: "job_id", job_logs: "job_id", artifacts: "job_id", fanouts: "job_id",
+    fanout_targets: "parent_id", sync_problems: "job_id",
+}  # fmt: skip
 REQUESTS_KEPT = 24 * 3600.0
 """How long an idempotency key is remembered, in seconds."""
 
@@ -33,18 +39,23 @@ def prune(conn: Connection, retention: float, limit: int = 1000) -> int:
     """
     dialect = conn.dialect.name
     own = sa.func.coalesce(workflows.c.retention, retention)
+    # A SYNC, as long as its children are counted, and they as long as it is there to ask for their plan.
+    open_ = sa.exists().where(
+        fanouts.c.settled_at.is_(None), sa.or_(fanouts.c.job_id == jobs.c.id, fanouts.c.job_id == jobs.c.parent_id)
+    )
     rows = conn.execute(
         sa.select(jobs.c.id)
         .outerjoin(workflows, workflows.c.id == jobs.c.workflow_id)
         .where(jobs.c.finished_at.is_not(None), jobs.c.finished_at < later(-sa.cast(own, sa.Float)))
+        .where(~open_)
         .order_by(jobs.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)
     )
     old = rows.scalars().all()
     ids = id_list(dialect, old)
-    for table in _OF_JOBS:
-        conn.execute(sa.delete(table).where(is_one_of(dialect, table.c.job_id, "ids")), {"ids": ids})
+    for table, column in _OF_JOBS.items():
+        conn.execute(sa.delete(table).where(is_one_of(dialect, table.c[column], "ids")), {"ids": ids})
     subjects = {"subjects": id_list(dialect, (f"job:{job_id}" for job_id in old))}
     conn.execute(sa.delete(events).where(is_one_of(dialect, events.c.subject, "subjects")), subjects)
     done: Any = conn.execute(sa.delete(jobs).where(is_one_of(dialect, jobs.c.id, "ids")), {"ids": ids})

@@ -68,6 +68,10 @@ jobs = Table(
     Column("retry_of", sa.Uuid),
     Column("duplicate_of", sa.Uuid),
     Column("dedupe_key", sa.Text),
+    Column("domain", sa.Text),  # SYNC and its children: what is synced, and which end of it the job works for
+    Column("domain_end", sa.Text),  # "source" or "target"
+    Column("target", sa.Text),  # a child: where to, and which entity; its spec is its parent's
+    Column("entity_key", sa.Text),
     Column("message", sa.Text),
     Column("error_class", sa.Text),
     _index("jobq_jobs_list_by_tenant", "tenant", "id"),
@@ -88,6 +92,11 @@ jobs = Table(
     _index(
         "jobq_jobs_dedupe", "tenant", "dedupe_key", where="dedupe_key IS NOT NULL AND finished_at IS NULL",
         unique=True,
+    ),
+    _index("jobq_jobs_child", "parent_id", "target", "entity_key", where="entity_key IS NOT NULL", unique=True),
+    _index(
+        "jobq_jobs_live_of_entity", "tenant", "domain", "target", "entity_key",
+        where="entity_key IS NOT NULL AND finished_at IS NULL",
     ),
     sa.CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", name="jobq_jobs_finished"),
     sa.CheckConstraint("(next_send_at IS NOT NULL) = (status = 'QUEUED')", name="jobq_jobs_queued"),
@@ -266,4 +275,147 @@ schedulers = Table(
     Column("version", sa.Text, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("renewed_at", Instant, nullable=False),
+)
+
+# --- jobs that wait for jobs ---------------------------------------------------------------------------------
+
+after = Table(
+    "jobq_after",
+    metadata,
+    # One row for each job that a PENDING·blocked job still waits for; the end of that job deletes it.
+    Column("upstream_id", sa.Uuid, primary_key=True),
+    Column("job_id", sa.Uuid, primary_key=True),
+    Column("any_end", sa.Boolean, nullable=False),  # True: only the order matters, not how the upstream ends
+    _index("jobq_after_of_job", "job_id"),
+)
+
+# --- sync and replication ------------------------------------------------------------------------------------
+
+connectors = Table(
+    "jobq_connectors",
+    metadata,
+    Column("tenant", sa.Text, primary_key=True),
+    Column("name", sa.Text, primary_key=True),
+    Column("type", sa.Text, nullable=False),
+    Column("config", Json, nullable=False),
+    Column("secrets", Json, nullable=False),  # the connector's name of a secret -> the tenant's name of it
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+entities = Table(
+    "jobq_entities",
+    metadata,
+    Column("tenant", sa.Text, primary_key=True),
+    Column("domain", sa.Text, primary_key=True),
+    Column("key", sa.Text, primary_key=True),
+    Column("version", sa.Integer, nullable=False),  # grows with each change of the content
+    Column("hash", sa.Text, nullable=False),
+    Column("body", Json, nullable=False),
+    Column("job_id", sa.Uuid, nullable=False),  # the SYNC that wrote this version
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+watermarks = Table(
+    "jobq_watermarks",
+    metadata,
+    # What each target has of each entity. Moves forward only, in the transaction that records the child.
+    Column("tenant", sa.Text, primary_key=True),
+    Column("domain", sa.Text, primary_key=True),
+    Column("target", sa.Text, primary_key=True),
+    Column("key", sa.Text, primary_key=True),
+    Column("version", sa.Integer, nullable=False),
+    Column("rules", sa.Text, nullable=False),  # fingerprint of the target's mapping and conditions
+    Column("skipped", sa.Boolean, nullable=False),  # the target's conditions kept this version from it
+    Column("external_id", sa.Text),
+    Column("job_id", sa.Uuid, nullable=False),
+    Column("written_at", Instant, nullable=False),
+)
+
+sync_states = Table(
+    "jobq_sync_states",
+    metadata,
+    Column("tenant", sa.Text, primary_key=True),
+    Column("domain", sa.Text, primary_key=True),
+    Column("state", Json),
+    Column("job_id", sa.Uuid, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+targets = Table(
+    "jobq_targets",
+    metadata,
+    # A target that asked for patience: promotion holds its jobs until then, and lets one probe it afterwards.
+    Column("tenant", sa.Text, primary_key=True),
+    Column("name", sa.Text, primary_key=True),
+    Column("not_before", Instant, nullable=False),
+    Column("message", sa.Text),
+)
+
+fanouts = Table(
+    "jobq_fanouts",
+    metadata,
+    # A SYNC beyond its row in jobq_jobs: how far it has read. Its worker writes it, batch by batch.
+    Column("job_id", sa.Uuid, primary_key=True),
+    Column("tenant", sa.Text, nullable=False),
+    Column("domain", sa.Text, nullable=False),
+    Column("reading", sa.Boolean, nullable=False),  # False: there will be no more children
+    Column("cursor", Json),
+    Column("state", Json),  # of the source, stored as the domain's when all is read
+    Column("read", sa.BigInteger, nullable=False),
+    Column("filtered", sa.BigInteger, nullable=False),
+    Column("new", sa.BigInteger, nullable=False),
+    Column("updated", sa.BigInteger, nullable=False),
+    Column("existing", sa.BigInteger, nullable=False),
+    Column("invalid", sa.BigInteger, nullable=False),
+    Column("verdict", Json),  # the end that the SYNC itself came to, kept until its children have ended
+    Column("settled_at", Instant),
+    _index("jobq_fanouts_unsettled", "job_id", where="settled_at IS NULL"),
+)
+
+fanout_targets = Table(
+    "jobq_fanout_targets",
+    metadata,
+    # Children per target: the worker adds to total, the scheduler folds the ends.
+    Column("parent_id", sa.Uuid, primary_key=True),
+    Column("target", sa.Text, primary_key=True),
+    Column("concurrency", sa.Integer),
+    Column("total", sa.BigInteger, nullable=False),
+    Column("completed", sa.BigInteger, nullable=False),
+    Column("skipped", sa.BigInteger, nullable=False),
+    Column("failed", sa.BigInteger, nullable=False),
+    Column("canceled", sa.BigInteger, nullable=False),
+    Column("duplicate", sa.BigInteger, nullable=False),  # of the canceled: another child brings the same entity
+    Column("success", sa.BigInteger, nullable=False),  # written there for the first time
+    Column("updated", sa.BigInteger, nullable=False),
+    Column("existing", sa.BigInteger, nullable=False),  # the target had it as it is
+)
+
+fanout_deltas = Table(
+    "jobq_fanout_deltas",
+    metadata,
+    # Ends of children that are not folded yet: only inserted and deleted, so that recording workers never wait here.
+    Column("id", sa.Uuid, primary_key=True),
+    Column("parent_id", sa.Uuid, nullable=False),
+    Column("target", sa.Text, nullable=False),
+    Column("completed", sa.Integer, nullable=False),
+    Column("skipped", sa.Integer, nullable=False),
+    Column("failed", sa.Integer, nullable=False),
+    Column("canceled", sa.Integer, nullable=False),
+    Column("duplicate", sa.Integer, nullable=False),
+    Column("success", sa.Integer, nullable=False),
+    Column("updated", sa.Integer, nullable=False),
+    Column("existing", sa.Integer, nullable=False),
+)
+
+sync_problems = Table(
+    "jobq_sync_problems",
+    metadata,
+    # Entities that failed before they had children: not readable, not mappable.
+    Column("job_id", sa.Uuid, primary_key=True),
+    Column("number", sa.BigInteger, primary_key=True),
+    Column("entity_key", sa.Text, nullable=False),  # or where the record is, if it has no key
+    Column("error_class", sa.Text, nullable=False),
+    Column("message", sa.Text, nullable=False),
 )

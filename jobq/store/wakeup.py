@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError
 
 from jobq.store.database import CHANNEL, POSTGRESQL, Database, notify
@@ -25,7 +25,7 @@ _POLL = 0.02
 _RECONNECT = 2.0
 
 _here: defaultdict[str, set[Callable[[], None]]] = defaultdict(set)
-_last_notify: dict[str, float] = {}
+_last_notify: dict[URL, float] = {}
 
 
 def announce(conn: Connection, *, always: bool = False) -> None:
@@ -34,11 +34,17 @@ def announce(conn: Connection, *, always: bool = False) -> None:
     A caller whose transaction may commit much later uses ``always``: the wake-up of another transaction would come
     too early for it.
     """
-    key = str(conn.engine.url)
-    passed = time.monotonic()
-    if always or passed - _last_notify.get(key, 0.0) >= NOTIFY_EVERY:
-        _last_notify[key] = passed
+    if is_to_announce(conn.engine.url, always=always):
         notify(conn)
+
+
+def is_to_announce(url: URL, *, always: bool = False) -> bool:
+    """For who announces by a statement of his own: whether it is time to. He does so if it is."""
+    passed = time.monotonic()
+    if not always and passed - _last_notify.get(url, 0.0) < NOTIFY_EVERY:
+        return False
+    _last_notify[url] = passed
+    return True
 
 
 def ring(database: Database) -> None:
@@ -104,4 +110,4 @@ class Listener:
                     self._on_wake()
 
 
-__all__ = ["Listener", "announce", "ring"]
+__all__ = ["Listener", "announce", "is_to_announce", "ring"]

@@ -14,9 +14,11 @@ from jobq.states import Desired, Reason, Status
 from jobq.store.jobs import get
 from jobq.store.promote import read_load
 from jobq.store.tables import jobs, workers, workflows
+from jobq.store.why_sync import why_beside_children, why_blocked, why_lane_closed
 from jobq.store.workers import database_now, live_schedulers
 
 _COUNT_UP_TO = 10_000
+_OVERLAPS = "An earlier job has to end first: the workflow's overlap policy lets one of its jobs run at a time."
 
 
 def why(conn: Connection, tenant: str | None, job_id: UUID) -> str:
@@ -39,12 +41,16 @@ def _ended(job: Job) -> str:
     text = f"Ended {job.status}·{job.reason} at {_at(job.finished_at)}"
     if job.attempt:
         text += f" in attempt {job.attempt}"
+    if job.duplicate_of and job.entity_key is not None:
+        return f"{text}: job {job.duplicate_of} writes the newest content of the same entity to {job.target}."
     if job.duplicate_of:
         return f"{text}: job {job.duplicate_of} held its dedupe key {job.dedupe_key!r}."
     return f"{text}: {job.message.rstrip('.')}." if job.message else f"{text}."
 
 
 def _running(conn: Connection, job: Job) -> str:
+    if (found := why_beside_children(conn, job)) is not None:
+        return found
     worker = conn.execute(
         sa.select(workers.c.name, workers.c.dead_at, workers.c.lease_until, sa.literal(True)).where(
             workers.c.id == job.worker_id
@@ -58,6 +64,8 @@ def _running(conn: Connection, job: Job) -> str:
         )
     doing = "is being prepared (image, container)" if job.reason is Reason.PREPARING else "is executing"
     text = f"Attempt {job.attempt} of at most {job.max_attempts} {doing} on {name} since {_at(job.started_at)}."
+    if job.desired is Desired.PAUSE:
+        text += " It was paused, and stops behind its present batch."
     if job.desired is Desired.CANCEL:
         text += " Its cancellation was requested and reaches the worker within a renewal of its lease (5 s)."
     return text
@@ -89,7 +97,7 @@ def _pending(conn: Connection, job: Job) -> str:
                 f"It goes on at {_at(job.due_at)} ({_in(conn, job.due_at)})."
             )
         case Reason.BLOCKED:
-            return "An earlier job has to end first: the workflow's overlap policy lets one of its jobs run at a time."
+            return why_blocked(conn, job) or _OVERLAPS
         case Reason.PAUSED:
             return "Paused by a person; it waits until somebody resumes it."
         case _:
@@ -106,8 +114,9 @@ def _ready(conn: Connection, job: Job) -> str:
     for check in (_queue_closed, _queue_full, _tenant_full):
         if (found := check(job, load)) is not None:
             return found
-    if (found := _lane_full(conn, job, load)) is not None:
-        return found
+    for look in (_lane_full, why_lane_closed):
+        if (found := look(conn, job, load)) is not None:
+            return found
     ahead, at_least = _ahead(conn, job)
     if not load.room(job.queue, 0):
         busy = load.queues[job.queue]

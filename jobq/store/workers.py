@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobq.models import Outcome
-from jobq.retry import RetryPolicy, backoff, retryable
+from jobq.retry import backoff, retryable, stored_policy
 from jobq.states import Desired, Reason, Status, canceled, retry_or_fail
 from jobq.store.claim import Claimed, with_data
 from jobq.store.database import id_list, is_one_of, later, now
@@ -155,7 +155,7 @@ _LEFT = [
     jobs.c[name]
     for name in (
         "id", "attempt", "tenant", "kind", "name", "queue", "trigger", "timeout", "scheduled_at", "started_at",
-        "workflow_id", "parent_id",
+        "workflow_id", "parent_id", "retry_of", "domain", "target", "entity_key",
     )
 ]  # fmt: skip
 
@@ -189,7 +189,7 @@ def release_lost(conn: Connection, *, reattach_grace: float, limit: int = 500) -
             jobs.c.cancel_reason, jobs.c.started_at, jobs.c.worker_id, job_data.c.retry,
         )
         .join(workers, workers.c.id == jobs.c.worker_id)
-        .join(job_data, job_data.c.job_id == jobs.c.id)
+        .outerjoin(job_data, job_data.c.job_id == jobs.c.id)
         .where(
             jobs.c.worker_id.is_not(None),
             workers.c.dead_at.is_not(None),
@@ -213,7 +213,7 @@ def release_unheld(conn: Connection, worker_id: UUID, held: Mapping[UUID, int], 
             jobs.c.id, jobs.c.attempt, jobs.c.kind, jobs.c.failures, jobs.c.max_attempts, jobs.c.desired,
             jobs.c.cancel_reason, jobs.c.started_at, jobs.c.worker_id, job_data.c.retry,
         )
-        .join(job_data, job_data.c.job_id == jobs.c.id)
+        .outerjoin(job_data, job_data.c.job_id == jobs.c.id)
         .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.worker_id == worker_id)
         .order_by(jobs.c.id)
         .with_for_update(of=jobs),
@@ -231,7 +231,7 @@ def _write_lost(conn: Connection, rows: Iterable[Any], message: str) -> set[UUID
 
 def _lost(row: Any, message: str) -> Change:
     outcome = Outcome.lost(message)
-    policy = RetryPolicy.model_validate(row.retry or {})
+    policy = stored_policy(row.kind, row.retry)
     if Desired(row.desired) is Desired.CANCEL:
         to = canceled(Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER)
     else:

@@ -34,7 +34,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("JOBQ_", "PYTEST_", "COV_", "MAKE", "MFLAGS"))
-        and key not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHON")
+        and key not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHON", "ARGS", "WORKERS")
     }
     path = os.pathsep.join(part for part in kept["PATH"].split(os.pathsep) if part != active)
     return {**kept, "PATH": path, "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}

@@ -42,8 +42,8 @@ def test_the_public_names_are_these() -> None:
     assert sorted(jobq.__all__) == [
         "Attempt", "Conflict", "Container", "Context", "Cron", "Definition", "Every", "Forbidden", "Heartbeat",
         "InvalidInput", "Job", "JobQ", "JobQError", "JobRequest", "Kind", "LogLine", "Misconfigured", "NotFound",
-        "Outcome", "Page", "Reason", "RetryPolicy", "Settings", "Spec", "Status", "Trigger", "Unavailable",
-        "Workflow", "WorkflowStatus",
+        "Outcome", "Page", "Reason", "RetryPolicy", "Settings", "SourceSpec", "Spec", "Status", "Sync", "TargetSpec",
+        "Trigger", "Unavailable", "Workflow", "WorkflowStatus",
     ]  # fmt: skip
 
 

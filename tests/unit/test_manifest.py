@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobq.errors import Forbidden, InvalidInput
-from jobq.manifest import load_file
+from jobq.manifest import load_file, load_manifest, load_spec
 from jobq.settings import Policy, Settings
 from jobq.validation import MAX_BYTES
 
@@ -142,3 +142,48 @@ def test_whatever_the_text_it_is_read_or_refused(text: str) -> None:
         load_file(text)
     except InvalidInput as error:
         str(error).encode()
+
+
+# --- connectors --------------------------------------------------------------------------------------------------------
+
+SHOP = """
+kind: Connector
+name: shop
+type: http
+config: {url: "https://shop.example/"}
+secrets: {token: shop-token}
+"""
+
+
+def test_connectors_stand_beside_workflows() -> None:
+    found = load_manifest(f"{SHOP}---{TWO}---{SHOP.replace('name: shop', 'name: crm')}")
+    assert [one.name for one in found.workflows] == ["shop", "report"]
+    assert [(one.name, one.type, one.secrets) for one in found.connectors] == [
+        ("shop", "http", {"token": "shop-token"}),
+        ("crm", "http", {"token": "shop-token"}),
+    ]
+    with pytest.raises(InvalidInput, match="connectors too"):
+        load_file(SHOP)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "pointer", "part"),
+    [
+        (SHOP.replace("http\n", "ftp\n"), "unknown_connector", "/type", "Connector 1 ('shop')"),
+        (SHOP.replace("url", "password"), "secret_in_config", "/config/password", "Connector 1"),
+        (SHOP.replace("type", "typ"), "validation_error", "/type", "is required"),
+        (f"{SHOP}---{SHOP}", "validation_error", "/name", "Connector 2 ('shop'): The name is taken by connector 1"),
+    ],
+)
+def test_a_bad_connector_is_refused_where_it_stands(text: str, code: str, pointer: str, part: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        load_manifest(text, Settings(database_url="sqlite://"))
+    assert (raised.value.code, raised.value.pointer) == (code, pointer)
+    assert part in raised.value.message
+
+
+def test_a_spec_is_one_object() -> None:
+    assert load_spec("domain: a\nsource: {connector: shop}\n") == {"domain": "a", "source": {"connector": "shop"}}
+    for text in ("", "- a", "a: 1\n---\nb: 2", "text"):
+        with pytest.raises(InvalidInput, match="one object"):
+            load_spec(text)

@@ -21,7 +21,7 @@ def test_queues_are_given_with_their_slots() -> None:
 
 
 def test_a_queue_without_a_number_gets_a_default() -> None:
-    assert parse_queues("container,heartbeat,other") == {**DEFAULT_SLOTS, "other": 16}
+    assert parse_queues("container,heartbeat,sync,replication,other") == {**DEFAULT_SLOTS, "other": 16}
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,22 @@
-"""For tests: of applications that use jobq (``running``), and of executors (``run_executor``, ``ExecutorContract``).
-
-def test_the_order_is_confirmed():
-with running(Settings(plugins=["shop.jobs:ConfirmExecutor"])) as jobq:
-job = jobq.enqueue({"order": 17}, kind="CONFIRM")
-assert jobq.wait(job.id, timeout=10).status is Status.COMPLETED
-"""
+"""Executors in tests: ``run_executor`` runs one attempt, ``ExecutorContract`` is what each of them must hold."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import json
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
-from jobq.client import JobQ
-from jobq.embedded import Embedded
 from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound
 from jobq.models import Outcome, Step
 from jobq.plugins import Context, JobRef, Kind, Stop
-from jobq.settings import EMBEDDED, Settings
+from jobq.settings import Settings
 from jobq.specs import Spec
 from jobq.states import REASONS, Reason, Status, Trigger
 from jobq.store.jobs import new_id
@@ -37,36 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _STREAMS = frozenset({"stdout", "stderr", "system"})
-
-
-# --- applications ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def running(settings: Settings | None = None, *, queues: Mapping[str, int] | None = None) -> Iterator[JobQ]:
-    """A ``JobQ`` whose jobs really run: scheduler and worker in this process, on a SQLite database that goes away.
-
-    ``settings``: everything but the database and the broker counts. ``queues``: worker slots by queue; default: the
-    queue of every kind that is installed. Jobs that still run at the end get two seconds.
-    """
-    from jobq.store.migrations import upgrade
-
-    with tempfile.TemporaryDirectory(prefix="jobq-") as folder:
-        given = settings or Settings.load()
-        own = given.model_copy(
-            update={
-                "database_url": f"sqlite:///{Path(folder, 'jobq.db')}",
-                "broker_url": EMBEDDED,
-                "drain_timeout": min(given.drain_timeout, timedelta(seconds=2)),
-            }
-        )
-        with JobQ(settings=own) as jobq:
-            upgrade(jobq.database)
-            with Embedded(own, queues):
-                yield jobq
-
-
-# --- executors -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -1,0 +1,242 @@
+"""SYNC: read → sift → store, with one transaction per batch; its children do the rest.
+
+    source.read ──▶ Plan.sift ──▶ fanout.add_batch (entities, children, cursor) ──▶ … ──▶ fanout.end_reading
+
+The next batch is read while this one is stored, and no further ahead: memory stays flat however large the source is.
+Whatever stops a SYNC (a kill, a drain, a pause), it goes on behind its last committed batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from jobq.connectors import Batch, ConnectorError, NotNow, Read, Source
+from jobq.models import Outcome
+from jobq.plugins import BUILT_IN, Context, Stop
+from jobq.settings import Settings
+from jobq.states import Reason
+from jobq.store import fanout
+from jobq.store.database import Connection, Database
+from jobq.store.entities import get_state
+from jobq.store.fanout import ChildPolicy, Owner, Sifted
+from jobq.sync import Sync
+from workers.direct import takes_files, write_files
+from workers.opened import Opened
+from workers.plan import Plan
+from workers.preview import preview
+
+Result = TypeVar("Result")
+
+_STALLED = 600.0
+"""Seconds without a batch after which a SYNC fails: it has no other timeout."""
+_PATIENCE = timedelta(seconds=30)
+_TELL_EVERY = 5.0
+
+
+class Stopped(Exception):
+    """The job was told to stop, or is not this worker's any more."""
+
+
+class SyncExecutor:
+    """Reads a source and fans out. It watches its stop itself, and has no total timeout."""
+
+    kind = BUILT_IN["SYNC"]
+    cooperative = True
+    with_store = True
+
+    async def open(self, settings: Settings, database: Database) -> None:
+        """Called once, before the first job."""
+        self._settings, self._database = settings, database
+        self._opened = Opened(settings, database)
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self._opened.close()
+
+    async def execute(self, spec: Sync, ctx: Context) -> Outcome:
+        """FANNED_OUT once all is read, or when somebody paused or canceled it; see ``jobq.store.settle``."""
+        run = Run(spec, ctx, self._database, self._settings)
+        try:
+            async with self._opened.source(ctx.job.tenant, spec.source, ctx.log) as source:
+                if spec.dry_run:
+                    return await preview(run, source)
+                if await asyncio.to_thread(takes_files, run, self._opened, source):
+                    return await write_files(run, self._opened, source)
+                return await run.fan_out(source)
+        except Stopped:
+            return Outcome.stopped() if ctx.stop in {Stop.DRAIN, Stop.FENCED} else Outcome.fanned_out()
+        except NotNow as error:
+            return Outcome.requeued(error.after or _PATIENCE, str(error), error_class=error.error_class)
+        except ConnectorError as error:
+            return Outcome.failed(str(error), error_class=error.error_class, retry=error.retry)
+
+
+class Run:
+    """One attempt of a SYNC."""
+
+    def __init__(self, spec: Sync, ctx: Context, database: Database, settings: Settings) -> None:
+        assert ctx.job.worker_id is not None
+        self.spec, self.ctx, self.database = spec, ctx, database
+        self.plan = Plan(spec)
+        self.owner = Owner(ctx.job.id, ctx.job.attempt, ctx.job.worker_id)
+        child = BUILT_IN["REPLICATION"]
+        assert child.timeout is not None
+        self._policy = ChildPolicy(
+            child.timeout.total_seconds(), child.max_attempts, spec.limit_of_children(settings.policy)
+        )  # fmt: skip
+        self._told = time.monotonic()
+        self._read = 0
+        self.state: Any = None
+        """Of the source: what has been seen when this run ends."""
+
+    async def run(self, work: Callable[[Connection], Result]) -> Result:
+        """A transaction, in a thread."""
+        return await asyncio.to_thread(self.database.run, work)
+
+    async def write(self, work: Callable[[Connection], Result | None]) -> Result:
+        """A guarded transaction: raises Stopped where it says, by a value that is false, that it wrote nothing."""
+        done = await self.run(work)
+        if not done:
+            raise Stopped
+        return done
+
+    # --- fan out -----------------------------------------------------------------------------------------------
+
+    async def fan_out(self, source: Source) -> Outcome:
+        """Read what this SYNC has not read yet, and store it batch by batch."""
+        opened = await self.open()
+        if opened.reading:
+            earlier, only = await asyncio.to_thread(self._earlier)
+            with self.ctx.step("read"):
+                if earlier is not None and not (opened.cursor or {}).get("source_begun"):
+                    await self._take_up(earlier, opened.cursor)
+                if not only:
+                    cursor = (opened.cursor or {}).get("source")
+                    async for batch in self.batches(source, self.request(cursor)):
+                        await self._store(await asyncio.to_thread(self._sift, batch))
+            keep = self.keeps_state and not only
+            await self.write(
+                lambda conn: fanout.end_reading(conn, self.owner, state=self.state, keep_state=keep)
+            )  # fmt: skip
+        return Outcome.fanned_out(result={"read": self._read})
+
+    async def open(self) -> Any:
+        """The fan-out of this SYNC: how far it has read. Raises Stopped."""
+        return await self.write(
+            lambda conn: fanout.open_fanout(conn, self.owner, self.spec.domain, self.plan.targets)
+        )  # fmt: skip
+
+    @property
+    def keeps_state(self) -> bool:
+        """Does the next incremental run begin where this one ends? Only where this one reads all that is new."""
+        return self.spec.override_start_date is None and self.spec.entity is None
+
+    def _earlier(self) -> tuple[UUID | None, bool]:
+        """The SYNC whose failed children are taken up again, and whether that is all there is to do.
+
+        An incremental run would not read those entities again, because they have not changed since.
+        """
+        job, incremental = self.ctx.job, self._by_state
+        with self.database.read() as conn:
+            if job.retry_of is not None and fanout.ended_as(conn, job.retry_of) is Reason.PARTIAL:
+                return job.retry_of, True
+            stored = get_state(conn, job.tenant, self.spec.domain)
+        if stored is None:
+            return None, False
+        if incremental:
+            self.state = stored.state
+        return (stored.job_id if incremental and stored.job_id != job.id else None), False
+
+    @property
+    def _by_state(self) -> bool:
+        return self.spec.mode == "incremental" and self.keeps_state
+
+    def request(self, cursor: Any) -> Read:
+        """What is asked of the source."""
+        state = self.state if self._by_state else None
+        return Read(cursor, state, self.spec.override_start_date, self.spec.entity, self.spec.batch_size)
+
+    async def _take_up(self, earlier: UUID, cursor: Any) -> None:
+        """Entities that targets may lack since an earlier SYNC: the watermarks tell which of them do."""
+        behind = UUID(cursor["again"]) if cursor and cursor.get("again") else None
+        while True:
+            rows = await asyncio.to_thread(self._left_over, earlier, behind)
+            if not rows:
+                return
+            self._look_at_stop()
+            behind = rows[-1].id
+            keys = list(dict.fromkeys(row.entity_key for row in rows))
+            await self._store(Sifted([], {"again": str(behind)}, again=keys))
+
+    def _left_over(self, earlier: UUID, behind: UUID | None) -> list[Any]:
+        with self.database.read() as conn:
+            return fanout.unfinished_business(conn, earlier, behind, self.spec.batch_size)
+
+    def _sift(self, batch: Batch) -> Sifted:
+        sifted = self.plan.sift(batch)
+        if batch.state is not None:
+            self.state = batch.state
+        return fanout.with_cursor(sifted, {"source_begun": True, "source": batch.cursor})
+
+    async def _store(self, sifted: Sifted) -> None:
+        added = await self.write(
+            lambda conn: fanout.add_batch(conn, self.owner, sifted, self.plan.targets, self._policy)
+        )  # fmt: skip
+        if added.too_many:
+            raise TooMany(self._policy.limit)
+        self._read += sifted.read
+        for failure in sifted.failures[:20]:
+            self.ctx.log(f"{failure.where}: {failure.message}")
+        if time.monotonic() - self._told > _TELL_EVERY:
+            self._told = time.monotonic()
+            self.ctx.log(f"{self._read} entities read")
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    async def batches(self, source: Source, request: Read) -> AsyncIterator[Batch]:
+        """The source's batches, one read ahead. Raises Stopped, or ConnectorError where the source stalls."""
+        stopped = asyncio.ensure_future(self.ctx.stopped())
+        async with aclosing(source.read(request)) as reading:  # type: ignore[type-var]  # sources are generators
+            upcoming = asyncio.ensure_future(anext(reading, None))
+            try:
+                while True:
+                    await asyncio.wait({upcoming, stopped}, timeout=_STALLED, return_when=asyncio.FIRST_COMPLETED)
+                    if stopped.done():
+                        raise Stopped
+                    if not upcoming.done():
+                        raise Stalled(f"the source gave nothing for {_STALLED:g} s")
+                    batch = upcoming.result()
+                    if batch is None:
+                        return
+                    upcoming = asyncio.ensure_future(anext(reading, None))
+                    yield batch
+            finally:
+                stopped.cancel()
+                upcoming.cancel()
+                await asyncio.gather(upcoming, return_exceptions=True)
+
+    def _look_at_stop(self) -> None:
+        if self.ctx.stop is not None:
+            raise Stopped
+
+
+class Stalled(ConnectorError):
+    """The source neither gave anything nor failed."""
+
+    error_class = "stalled"
+
+
+class TooMany(ConnectorError):
+    """The fan-out would be larger than it may be."""
+
+    error_class = fanout.TOO_LARGE
+    retry = False
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the fan-out would have more than {limit} children: it is ended, and what waits is canceled")
