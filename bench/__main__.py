@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import latency, lateness, schedules, throughput
+from bench import fanout, latency, lateness, schedules, throughput
 from bench.stack import Servers, servers
 
-BENCHES = ("throughput", "latency", "lateness", "schedules")
+BENCHES = ("throughput", "latency", "lateness", "schedules", "fanout")
 
 
 def run(name: str, where: Servers, options: argparse.Namespace) -> dict[str, Any]:
@@ -33,6 +33,10 @@ def run(name: str, where: Servers, options: argparse.Namespace) -> dict[str, Any
         ),
         "schedules": lambda: schedules.measure(
             where, workflows=1_000 if quick else 100_000, interval=2.0 if quick else 60.0, seconds=4.0 if quick else 120.0,
+        ),
+        "fanout": lambda: fanout.measure(
+            where, children=2_000 if quick else 100_000, peer_tasks=200 if quick else 10_000, rounds=1 if quick else 3,
+            sizes=[500] if quick else [1_000, 10_000, 1_000_000],
         ),
     }  # fmt: skip
     return measure[name]()

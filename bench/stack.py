@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import redis
+from celery import group
 
 from bench.peer import make_app
 from jobq.client import JobQ
@@ -45,17 +46,19 @@ class Stack:
     """jobq of one checkout on a database of its own: one scheduler and some worker processes."""
 
     def __init__(
-        self, where: Servers, *, tree: Path = HERE, broker_db: int = 0, workers: int = 2, slots: int = 500
-    ) -> None:
+        self, where: Servers, *, tree: Path = HERE, broker_db: int = 0, workers: int = 2, queues: str = "noop:500",
+        path: str = "",
+    ) -> None:  # fmt: skip
+        """``path``: where else the processes find packages."""
         self.name = where.postgres.create()
         self.database_url = where.postgres.url(self.name)
         self.environment = {
-            "PYTHONPATH": str(tree),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(tree), path])),
             "JOBQ_DATABASE_URL": self.database_url,
             "JOBQ_BROKER_URL": f"redis://127.0.0.1:{where.redis.port}/{broker_db}",
         }
         self.log = where.postgres.folder / f"{self.name}.log"
-        self._where, self._workers, self._slots = where, workers, slots
+        self._where, self._workers, self._queues = where, workers, queues
         self._processes: list[subprocess.Popen[bytes]] = []
         self._clients: list[JobQ] = []
         self._senders: list[subprocess.Popen[str]] = []
@@ -63,7 +66,7 @@ class Stack:
     def __enter__(self) -> Stack:
         self.call("upgrade")
         self._processes = [self._spawn("scheduler")]
-        self._processes += [self._spawn("worker", f"noop:{self._slots}") for _ in range(self._workers)]
+        self._processes += [self._spawn("worker", self._queues) for _ in range(self._workers)]
         wait_until(self._registered, 30, what=f"the workers (log: {self.log})")
         return self
 
@@ -120,6 +123,10 @@ class Stack:
     def cpu_seconds(self) -> float:
         """User and system time of the scheduler and the workers so far."""
         return sum(_cpu_seconds(process.pid) for process in self._processes)
+
+    def worker_pids(self) -> list[int]:
+        """The worker processes."""
+        return [process.pid for process in self._processes[1:]]
 
     def _registered(self) -> bool:
         return self.query("SELECT count(*) FROM jobq_workers WHERE dead_at IS NULL")[0][0] >= self._workers
@@ -187,6 +194,14 @@ class Peer:
         began = time.time()
         self.send(tasks)
         wait_until(self.is_empty, 300, interval=0.01, what=self.name)
+        return {"seconds": time.time() - began}
+
+    def group(self, tasks: int) -> dict[str, float]:
+        """Publish a ``celery.group`` while the workers work: the seconds to its last execution."""
+        began = time.time()
+        signature = self.app.signature("bench.peer.noop", queue=self._pool, ignore_result=True)
+        group(signature.clone() for _ in range(tasks)).apply_async()
+        wait_until(self.is_empty, 600, interval=0.01, what=self.name)
         return {"seconds": time.time() - began}
 
     @contextmanager

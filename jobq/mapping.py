@@ -288,11 +288,14 @@ class Mapping:
 
     def apply(self, record: Record) -> dict[str, Any]:
         """The payload: JSON values only, at most ``MAX_ENTITY_BYTES``. Raises MappingError."""
+        return self.apply_and_hash(record)[0]
+
+    def apply_and_hash(self, record: Record) -> tuple[dict[str, Any], str]:
+        """The payload and its ``content_hash``, for little more than one of them."""
         if not isinstance(record, abc.Mapping):
             raise MappingError("", f"the record is {_shown(record)}, no object")
         payload = {field.name: field.of(record) for field in self._fields} if self._fields else dict(record)
-        canonical(payload)
-        return payload
+        return payload, hashlib.sha256(canonical(payload)).hexdigest()
 
 
 def _field(name: str, rule: Any, pointer: str) -> _Field:

@@ -241,8 +241,12 @@ class Settling(StrEnum):
     """It had ended before its children: now they have, too."""
 
 
-def settling(status: Status, reason: Reason, desired: Desired, *, reading: bool, live: int, running: int) -> Settling:
+def settling(
+    status: Status, reason: Reason, desired: Desired, *, reading: bool, live: int, running: int, gave_up: bool = False
+) -> Settling:
     """What is next for a SYNC without a worker. ``live``: children that have not ended; ``running``: executed now.
+
+    ``gave_up``: it came to an end by which no more of its children are to start.
 
     Of several schedulers, and of a person who pauses meanwhile, whoever has the SYNC's row locked decides.
     """
@@ -256,7 +260,9 @@ def settling(status: Status, reason: Reason, desired: Desired, *, reading: bool,
         return Settling.PAUSED if reason is not Reason.PAUSED and not running else Settling.WAIT
     if reading:
         return Settling.READ_ON
-    return Settling.WAIT if live else Settling.END
+    if live:
+        return Settling.DEQUEUE if gave_up else Settling.WAIT
+    return Settling.END
 
 
 def parked(desired: Desired) -> Reason:

@@ -1,21 +1,24 @@
-"""What applications see of SYNC jobs: their children, their counts, and how far each domain was read."""
+"""What applications see of SYNC jobs: their children, their counts, how far each domain was read; and job_details."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from jobq.cursors import fingerprint, make_cursor, read_cursor
+from jobq.details import SYNC, job_details
 from jobq.errors import InvalidInput, NotFound
 from jobq.models import Export, FanOut, Job, Page, Problem
 from jobq.store import control, entities, exports
 from jobq.store import jobs as store
+from jobq.store.details import gather
 
 if TYPE_CHECKING:
+    from jobq.settings import Settings
     from jobq.store.database import Connection, Database
 
 
@@ -69,6 +72,7 @@ def _no_state(domain: str) -> NotFound:
 class Syncs:
     """The half of ``JobQ`` that concerns fan-outs."""
 
+    settings: Settings
     tenant: str
     actor: str
 
@@ -122,3 +126,16 @@ class Syncs:
         with self.database.read() as conn:
             store.get(conn, self.tenant, job_id)
             return exports.problems(conn, job_id, behind=behind, limit=limit)
+
+    def details(self, job_id: UUID, *, exports: int = 100) -> dict[str, Any]:
+        """job_details: one JSON document on a job of any kind, at any stage, with the same keys (docs/job-details.md).
+
+        Of a SYNC it holds the first ``exports`` (1 to 200) export details; ``exportDetailsNext`` beside them is the
+        cursor with which ``JobQ.exports`` goes on. Raises NotFound.
+        """
+        with self.database.read() as conn:
+            facts = gather(conn, store.get(conn, self.tenant, job_id), self.settings.env_id)
+        if facts.kind == SYNC:
+            page = self.exports(job_id, limit=exports)
+            facts = replace(facts, exports=page.items, exports_next=page.next_cursor)
+        return job_details(facts)

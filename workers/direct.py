@@ -38,7 +38,9 @@ async def write_files(run: Run, opened: Opened, source: Source) -> Outcome:
     """
     if not (await run.open()).reading:
         return Outcome.fanned_out()
-    writings = {name: _Writing(run, export) for name, export in run.plan.exports.items()}
+    await run.look_back()
+    request = run.request(None)  # once: what one target's reading has seen is not to be missed by the next
+    writings = {name: _Writing(run, export, request) for name, export in run.plan.exports.items()}
     files = {}
     for name, writing in writings.items():
         async with opened.target(run.ctx.job.tenant, writing.export.spec) as target:
@@ -60,18 +62,16 @@ async def write_files(run: Run, opened: Opened, source: Source) -> Outcome:
 class _Writing:
     """One target's file."""
 
-    def __init__(self, run: Run, export: Export) -> None:
-        self._run, self.export = run, export
+    def __init__(self, run: Run, export: Export, request: Read) -> None:
+        self._run, self.export, self._request = run, export, request
         self.read = self.filtered = self.written = 0
         self.failures: list[Failure] = []
 
     async def records(self, source: Source) -> AsyncIterator[Sequence[Mapping[str, Any]]]:
         """What the file is to hold, batch by batch."""
-        request: Read = self._run.request(None)
-        async for batch in self._run.batches(source, request):
-            sifted = await asyncio.to_thread(self._run.plan.sift, batch)
-            if batch.state is not None:
-                self._run.state = batch.state
+        async for sifted in self._run.sifted(source, self._request):
+            if sifted.state is not None:
+                self._run.state = sifted.state
             self.read += sifted.read
             self.filtered += sifted.filtered
             self._note(sifted.failures)

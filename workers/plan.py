@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as Map
-from dataclasses import dataclass
 from typing import Any
 
 from jobq.connectors import Batch
-from jobq.mapping import Conditions, Expression, Mapping, MappingError, content_hash, entity_key
+from jobq.mapping import Conditions, Expression, Mapping, MappingError, entity_key
 from jobq.store.entities import Content
 from jobq.store.fanout import Failure, Sifted, TargetPlan
 from jobq.sync import Sync, TargetSpec
@@ -30,14 +29,6 @@ class Export:
     def payload(self, body: Map[str, Any]) -> dict[str, Any]:
         """What it is sent of this entity. Raises MappingError."""
         return self._mapping.apply(body)
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A record that passed the source's conditions, mapped."""
-
-    key: str
-    body: dict[str, Any]
 
 
 class Plan:
@@ -68,7 +59,7 @@ class Plan:
             if taken.key in found:
                 message = "the source gave this entity twice in one run; the last content was kept"
                 failures.append(Failure(taken.key, "duplicate_key", message))
-            found[taken.key] = Content(taken.key, content_hash(taken.body), taken.body)
+            found[taken.key] = taken
         return Sifted(
             list(found.values()),
             batch.cursor,
@@ -78,14 +69,15 @@ class Plan:
             failures,
         )
 
-    def take(self, record: Map[str, Any]) -> Taken | None:
+    def take(self, record: Map[str, Any]) -> Content | None:
         """The entity that a record is, None if it is filtered. Raises MappingError."""
         key = entity_key(record, self._key)
         if self.spec.entity is not None and key != self.spec.entity:
             return None
         if not self._conditions.hold(record):
             return None
-        return Taken(key, self._mapping.apply(record))
+        body, digest = self._mapping.apply_and_hash(record)
+        return Content(key, digest, body)
 
     def _place(self, record: Any, number: int) -> str:
         """What to call a record that failed: its key, if it has one."""

@@ -6,11 +6,11 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
-from jobq.connectors import Batch, Source
+from jobq.connectors import Source
 from jobq.mapping import MappingError
 from jobq.models import Outcome
 from jobq.store.entities import hashes
-from jobq.store.fanout import Failure
+from jobq.store.fanout import Failure, Sifted
 
 if TYPE_CHECKING:
     from workers.sync import Run
@@ -23,9 +23,10 @@ _KEPT_BYTES = 8 * 1024 * 1024
 async def preview(run: Run, source: Source) -> Outcome:
     """Read everything, and keep the payloads of as many entities as fit into the artifact; the result shows a few."""
     look = _Preview(run)
+    await run.look_back()
     with run.ctx.step("read"):
-        async for batch in run.batches(source, run.request(None)):
-            await asyncio.to_thread(look.take, batch)
+        async for sifted in run.sifted(source, run.request(None)):
+            await asyncio.to_thread(look.take, sifted)
     run.ctx.save_artifact(ARTIFACT, "".join(look.lines).encode())
     return Outcome.succeeded({**look.counts, "previews": look.shown}, message="a dry run: nothing was written")
 
@@ -40,9 +41,8 @@ class _Preview:
         self.lines: list[str] = []
         self.shown: list[dict[str, Any]] = []
 
-    def take(self, batch: Batch) -> None:
-        """Sift a batch as the real run would, and compare it with the store."""
-        sifted = self._run.plan.sift(batch)
+    def take(self, sifted: Sifted) -> None:
+        """Compare a batch with the store."""
         job = self._run.ctx.job
         with self._run.database.read() as conn:
             known = hashes(conn, job.tenant, self._run.spec.domain, [each.key for each in sifted.found])

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -73,6 +74,8 @@ class SyncExecutor:
             return Outcome.stopped() if ctx.stop in {Stop.DRAIN, Stop.FENCED} else Outcome.fanned_out()
         except NotNow as error:
             return Outcome.requeued(error.after or _PATIENCE, str(error), error_class=error.error_class)
+        except TooMany as error:
+            return Outcome.failed(str(error), error_class=error.error_class, reason=Reason.INVALID, retry=False)
         except ConnectorError as error:
             return Outcome.failed(str(error), error_class=error.error_class, retry=error.retry)
 
@@ -92,6 +95,8 @@ class Run:
         )  # fmt: skip
         self._told = time.monotonic()
         self._read = 0
+        self._since: Any = None
+        """The state that this run goes on from: it stays as it is until the run ends, however often that begins."""
         self.state: Any = None
         """Of the source: what has been seen when this run ends."""
 
@@ -112,14 +117,14 @@ class Run:
         """Read what this SYNC has not read yet, and store it batch by batch."""
         opened = await self.open()
         if opened.reading:
-            earlier, only = await asyncio.to_thread(self._earlier)
+            earlier, only = await self.look_back()
+            cursor = self._go_on_from(opened)
             with self.ctx.step("read"):
-                if earlier is not None and not (opened.cursor or {}).get("source_begun"):
-                    await self._take_up(earlier, opened.cursor)
-                if not only:
-                    cursor = (opened.cursor or {}).get("source")
-                    async for batch in self.batches(source, self.request(cursor)):
-                        await self._store(await asyncio.to_thread(self._sift, batch))
+                if not only and "again" not in cursor:
+                    async for sifted in self.sifted(source, self.request(cursor.get("source"))):
+                        await self._store(self._located(sifted))
+                if earlier is not None:  # last: an entity that has changed since then gets its child by that
+                    await self._take_up(earlier, cursor.get("again"))
             keep = self.keeps_state and not only
             await self.write(
                 lambda conn: fanout.end_reading(conn, self.owner, state=self.state, keep_state=keep)
@@ -132,16 +137,27 @@ class Run:
             lambda conn: fanout.open_fanout(conn, self.owner, self.spec.domain, self.plan.targets)
         )  # fmt: skip
 
+    def _go_on_from(self, opened: Any) -> dict[str, Any]:
+        """Where an earlier attempt of this SYNC stopped; empty: there was none, or it had not stored a batch."""
+        cursor: dict[str, Any] = opened.cursor or {}
+        if cursor:
+            self._since, self.state = cursor.get("since"), opened.state
+        return cursor
+
     @property
     def keeps_state(self) -> bool:
         """Does the next incremental run begin where this one ends? Only where this one reads all that is new."""
         return self.spec.override_start_date is None and self.spec.entity is None
 
-    def _earlier(self) -> tuple[UUID | None, bool]:
-        """The SYNC whose failed children are taken up again, and whether that is all there is to do.
+    async def look_back(self) -> tuple[UUID | None, bool]:
+        """Where the last run of the domain ended, in ``state``, for an incremental run.
 
-        An incremental run would not read those entities again, because they have not changed since.
+        Returns the SYNC whose failed children are taken up again, and whether that is all there is to do. An
+        incremental run would not read those entities again, because they have not changed since.
         """
+        return await asyncio.to_thread(self._look_back)
+
+    def _look_back(self) -> tuple[UUID | None, bool]:
         job, incremental = self.ctx.job, self._by_state
         with self.database.read() as conn:
             if job.retry_of is not None and fanout.ended_as(conn, job.retry_of) is Reason.PARTIAL:
@@ -150,7 +166,7 @@ class Run:
         if stored is None:
             return None, False
         if incremental:
-            self.state = stored.state
+            self._since = self.state = stored.state
         return (stored.job_id if incremental and stored.job_id != job.id else None), False
 
     @property
@@ -159,12 +175,12 @@ class Run:
 
     def request(self, cursor: Any) -> Read:
         """What is asked of the source."""
-        state = self.state if self._by_state else None
+        state = self._since if self._by_state else None
         return Read(cursor, state, self.spec.override_start_date, self.spec.entity, self.spec.batch_size)
 
-    async def _take_up(self, earlier: UUID, cursor: Any) -> None:
+    async def _take_up(self, earlier: UUID, again: str | None) -> None:
         """Entities that targets may lack since an earlier SYNC: the watermarks tell which of them do."""
-        behind = UUID(cursor["again"]) if cursor and cursor.get("again") else None
+        behind = None if again is None else UUID(again)
         while True:
             rows = await asyncio.to_thread(self._left_over, earlier, behind)
             if not rows:
@@ -172,17 +188,17 @@ class Run:
             self._look_at_stop()
             behind = rows[-1].id
             keys = list(dict.fromkeys(row.entity_key for row in rows))
-            await self._store(Sifted([], {"again": str(behind)}, again=keys))
+            await self._store(Sifted([], {"again": str(behind), "since": self._since}, self.state, again=keys))
 
     def _left_over(self, earlier: UUID, behind: UUID | None) -> list[Any]:
         with self.database.read() as conn:
             return fanout.unfinished_business(conn, earlier, behind, self.spec.batch_size)
 
-    def _sift(self, batch: Batch) -> Sifted:
-        sifted = self.plan.sift(batch)
-        if batch.state is not None:
-            self.state = batch.state
-        return fanout.with_cursor(sifted, {"source_begun": True, "source": batch.cursor})
+    def _located(self, sifted: Sifted) -> Sifted:
+        """A batch with all that another attempt needs to go on behind it."""
+        if sifted.state is not None:
+            self.state = sifted.state
+        return replace(sifted, cursor={"source": sifted.cursor, "since": self._since}, state=self.state)
 
     async def _store(self, sifted: Sifted) -> None:
         added = await self.write(
@@ -199,11 +215,14 @@ class Run:
 
     # --- reading -----------------------------------------------------------------------------------------------
 
-    async def batches(self, source: Source, request: Read) -> AsyncIterator[Batch]:
-        """The source's batches, one read ahead. Raises Stopped, or ConnectorError where the source stalls."""
+    async def sifted(self, source: Source, request: Read) -> AsyncIterator[Sifted]:
+        """The source's batches, filtered and mapped: one ahead, so that the next is made while this one is stored.
+
+        Raises Stopped, or ConnectorError where the source stalls.
+        """
         stopped = asyncio.ensure_future(self.ctx.stopped())
         async with aclosing(source.read(request)) as reading:  # type: ignore[type-var]  # sources are generators
-            upcoming = asyncio.ensure_future(anext(reading, None))
+            upcoming = asyncio.ensure_future(self._next(reading))
             try:
                 while True:
                     await asyncio.wait({upcoming, stopped}, timeout=_STALLED, return_when=asyncio.FIRST_COMPLETED)
@@ -211,15 +230,19 @@ class Run:
                         raise Stopped
                     if not upcoming.done():
                         raise Stalled(f"the source gave nothing for {_STALLED:g} s")
-                    batch = upcoming.result()
-                    if batch is None:
+                    sifted = upcoming.result()
+                    if sifted is None:
                         return
-                    upcoming = asyncio.ensure_future(anext(reading, None))
-                    yield batch
+                    upcoming = asyncio.ensure_future(self._next(reading))
+                    yield sifted
             finally:
                 stopped.cancel()
                 upcoming.cancel()
                 await asyncio.gather(upcoming, return_exceptions=True)
+
+    async def _next(self, reading: AsyncIterator[Batch]) -> Sifted | None:
+        batch = await anext(reading, None)
+        return None if batch is None else await asyncio.to_thread(self.plan.sift, batch)
 
     def _look_at_stop(self) -> None:
         if self.ctx.stop is not None:

@@ -109,11 +109,19 @@ def _row(job: Job) -> tuple[object, ...]:
 
 
 @app.command()
-def show(context: typer.Context, job: Id, as_json: AsJson = False) -> None:
+def show(
+    context: typer.Context,
+    job: Id,
+    as_json: AsJson = False,
+    details: Annotated[bool, Option("--details", help="Print its job_details document, as JSON.")] = False,
+) -> None:
     """All that is known of a job: times, attempts with their steps, usage, cause."""
     from jobq.cli.job_page import write_page
 
     with connected(context) as jobq:
+        if details:
+            write_json(jobq.details(parse_id(job)))
+            return
         found = jobq.get(parse_id(job))
         spec, attempts, why = jobq.spec(found.id), jobq.attempts(found.id), jobq.why(found.id)
         fanout = jobq.fanout(found.id) if found.kind == "SYNC" else None

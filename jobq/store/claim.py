@@ -252,9 +252,12 @@ def _ending(worker_id: UUID, report: Report) -> Change:
 def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
     """What becomes of a job whose attempt did not complete: pure decisions of ``jobq.states``, one per case."""
     outcome, desired = report.outcome, Desired(row.desired)
-    if outcome.status is Status.RUNNING:
-        return _change(worker_id, report, Transition(Status.RUNNING, Reason.FANNED_OUT), kind="FANNED_OUT")
     why = Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER
+    if outcome.status is Status.RUNNING and row.fans_out:
+        return _change(worker_id, report, Transition(Status.RUNNING, Reason.FANNED_OUT), kind="FANNED_OUT")
+    if outcome.status is Status.RUNNING:  # paused or canceled before it had begun: there is nothing to live beside
+        to = give_back(desired=desired, why=why)
+        return _change(worker_id, report, to, kind="CANCELED" if to.terminal else "PAUSED")
     if report.drained:
         return _change(worker_id, report, give_back(desired=desired, why=why), kind="DRAINED")
     if outcome.status is Status.CANCELED:

@@ -106,7 +106,8 @@ def _stop_children(conn: Connection, parent_id: UUID, desired: Desired, reason: 
     conn.execute(sa.update(jobs).where(jobs.c.id == parent_id).values(desired=desired.value, reason=running))
     promoted = conn.execute(
         sa.select(jobs.c.id, jobs.c.attempt)
-        .where(jobs.c.parent_id == parent_id, jobs.c.next_send_at.is_not(None))
+        # Found by what is in flight, never by the children: see fanin.in_flight.
+        .where(sa.func.coalesce(jobs.c.parent_id, jobs.c.id) == parent_id, jobs.c.next_send_at.is_not(None))
         .order_by(jobs.c.id)
         .with_for_update()
     ).all()

@@ -141,7 +141,7 @@ def advance(conn: Connection, marks: Iterable[tuple[UUID, Replicated]]) -> None:
     """
     newest: dict[tuple[str, str, str, str], dict[str, Any]] = {}
     for job_id, mark in marks:
-        place = (mark.tenant, mark.domain, mark.target, mark.key)
+        place = (mark.tenant, mark.domain, mark.key, mark.target)
         if place not in newest or newest[place]["version"] <= mark.version:
             newest[place] = {
                 "tenant": mark.tenant, "domain": mark.domain, "target": mark.target, "key": mark.key,
@@ -160,7 +160,7 @@ def _advance(dialect: str) -> Any:
     statement = insert(dialect, watermarks).from_select(list(columns), rows)
     mark = statement.excluded
     return statement.on_conflict_do_update(
-        index_elements=["tenant", "domain", "target", "key"],
+        index_elements=["tenant", "domain", "key", "target"],
         set_={
             "version": mark.version, "rules": mark.rules, "skipped": mark.skipped, "job_id": mark.job_id,
             "external_id": sa.func.coalesce(mark.external_id, watermarks.c.external_id),
@@ -240,7 +240,9 @@ def _payloads(dialect: str) -> Any:
     }  # fmt: skip
     child, e, w = incoming(dialect, "children", columns), entities.c, watermarks.c
     same_entity = sa.and_(e.tenant == child.c.tenant, e.domain == child.c.domain, e.key == child.c.key)
-    mark = sa.and_(w.tenant == e.tenant, w.domain == e.domain, w.target == child.c.target, w.key == e.key)
+    mark = sa.and_(
+        w.tenant == child.c.tenant, w.domain == child.c.domain, w.key == child.c.key, w.target == child.c.target
+    )  # fmt: skip
     return sa.select(
         child.c.id, e.version, e.body, w.version.label("mark_version"), w.rules.label("mark_rules"),
         w.skipped.label("mark_skipped"), w.external_id,

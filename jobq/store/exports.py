@@ -39,19 +39,28 @@ def fanout(conn: Connection, parent_id: UUID) -> FanOut:
 
 def list_page(conn: Connection, parent_id: UUID, *, behind: UUID | None, limit: int) -> list[Export]:
     """The reports of the children behind one of them, in the order of their ids."""
-    last = sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == jobs.c.attempt)
-    query = (
+    query = _reports().where(jobs.c.parent_id == parent_id).order_by(jobs.c.id).limit(limit)
+    rows = conn.execute(query if behind is None else query.where(jobs.c.id > behind))
+    return [_export(row) for row in rows]
+
+
+def find(conn: Connection, job_id: UUID) -> Export | None:
+    """The report of one child; None: it is none, or is gone."""
+    row = conn.execute(_reports().where(jobs.c.id == job_id)).first()
+    return None if row is None else _export(row)
+
+
+def _reports() -> Any:
+    """Children, each with what its latest attempt left."""
+    latest = sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.attempt == jobs.c.attempt)
+    return (
         sa.select(
             jobs.c.id, jobs.c.entity_key, jobs.c.target, jobs.c.status, jobs.c.reason, jobs.c.message,
             jobs.c.error_class, attempts.c.result,
         )
-        .outerjoin(attempts, last)
-        .where(jobs.c.parent_id == parent_id, jobs.c.entity_key.is_not(None))
-        .order_by(jobs.c.id)
-        .limit(limit)
+        .outerjoin(attempts, latest)
+        .where(jobs.c.entity_key.is_not(None))
     )  # fmt: skip
-    rows = conn.execute(query if behind is None else query.where(jobs.c.id > behind))
-    return [_export(row) for row in rows]
 
 
 def _export(row: Any) -> Export:

@@ -226,14 +226,14 @@ def in_flight(conn: Connection, parent_ids: Sequence[UUID]) -> dict[UUID, tuple[
 
 @cache
 def _in_flight(dialect: str) -> Any:
-    queued = sa.select(
-        jobs.c.parent_id, sa.literal_column("1").label("queued"), sa.literal_column("0").label("running")
-    )
-    running = sa.select(
-        jobs.c.parent_id, sa.literal_column("0").label("queued"), sa.literal_column("1").label("running")
-    )
+    # Not written as the column: the index on parent_id would be a bad way to find what is in flight.
+    parent = sa.func.coalesce(jobs.c.parent_id, jobs.c.id).label("parent_id")
+    one: Any = sa.literal_column("1")
+    none: Any = sa.literal_column("0")
+    child = jobs.c.parent_id.is_not(None)
     both = sa.union_all(
-        queued.where(jobs.c.next_send_at.is_not(None)), running.where(jobs.c.worker_id.is_not(None))
+        sa.select(parent, one.label("queued"), none.label("running")).where(jobs.c.next_send_at.is_not(None), child),
+        sa.select(parent, none.label("queued"), one.label("running")).where(jobs.c.worker_id.is_not(None), child),
     ).subquery()
     return (
         sa.select(

@@ -25,8 +25,9 @@ from jobq.store.database import id_list, incoming, is_one_of, now, rows_json
 from jobq.store.entities import Content
 from jobq.store.fanin import COUNTS, delta
 from jobq.store.jobs import new_id
-from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, jobs, sync_problems
+from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, job_data, jobs, sync_problems
 from jobq.store.wakeup import announce
+from jobq.sync import TargetSpec
 
 QUEUE = "replication"
 TOO_LARGE = "fanout_too_large"
@@ -88,18 +89,13 @@ class Sifted:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What a batch came to. ``too_many``: the limit of children would be exceeded, nothing was written."""
+    """What a batch came to. ``too_many``: the limit of children would be exceeded, only its entities are stored."""
 
     new: int = 0
     updated: int = 0
     existing: int = 0
     children: int = 0
     too_many: bool = False
-
-
-def with_cursor(batch: Sifted, cursor: Any) -> Sifted:
-    """The batch with another cursor."""
-    return replace(batch, cursor=cursor)
 
 
 def open_fanout(conn: Connection, owner: Owner, domain: str, targets: Iterable[TargetPlan]) -> Row[Any] | None:
@@ -193,17 +189,16 @@ def add_batch(
 def _plan(conn: Connection, place: _Place, target: TargetPlan, versions: dict[str, int], made: _Children) -> None:
     """Decide which entities need a child for this target, and what each of them must wait for."""
     known = [key for key, version in versions.items() if version != 1]
-    behind, filtered = set[str](), set[str]()
-    live: dict[str, Row[Any]] = {}
+    behind, filtered, mine = set[str](), set[str](), set[str]()
+    live: dict[str, _Live] = {}
     if known:
         at = entities.Place(place.tenant, place.domain, target.name)
         behind, filtered = entities.lacking(conn, at, target.rules, known)
+        mine = _own_children(conn, place.job_id, target.name, known)
+        made.twice |= mine
+        behind -= mine
         if behind:
-            mine = _own_children(conn, place.job_id, target.name, behind)
-            made.twice |= mine
-            behind -= mine
-        if behind:
-            live = _live_children(conn, at, behind)
+            live = _live_children(conn, at, target.rules, behind)
     for earlier in target.after:
         filtered |= made.filtered.get(earlier, set())
     made.filtered[target.name] = filtered
@@ -215,7 +210,7 @@ def _plan(conn: Connection, place: _Place, target: TargetPlan, versions: dict[st
         child: dict[str, Any] = {"id": new_id(), "target": target.name, "key": key, "reason": Reason.READY.value}
         upstreams = [made.of[name][key] for name in target.after if key in made.of.get(name, {})]
         other = live.get(key)
-        if other is not None and other.status == Status.PENDING.value:
+        if other is not None and other.stands_in:
             child |= {"reason": Reason.DUPLICATE.value, "duplicate_of": other.id}
             children[key] = other.id  # it will read what this one would
             duplicates += 1
@@ -229,7 +224,7 @@ def _plan(conn: Connection, place: _Place, target: TargetPlan, versions: dict[st
         count += 1
     made.totals[target.name] = count
     made.duplicates[target.name] = duplicates
-    made.existing[target.name] = len(versions) - count - len(filtered & versions.keys())
+    made.existing[target.name] = len(versions.keys() - filtered - mine) - count  # what has a child is its to report
 
 
 def _own_children(conn: Connection, parent_id: UUID, target: str, keys: Iterable[str]) -> set[str]:
@@ -248,20 +243,51 @@ def _own(dialect: str) -> Any:
     )
 
 
-def _live_children(conn: Connection, at: entities.Place, keys: Iterable[str]) -> dict[str, Row[Any]]:
+class _Live(NamedTuple):
+    """A live child of an older fan-out. ``stands_in``: it will do what a new one would."""
+
+    id: UUID
+    stands_in: bool
+
+
+def _live_children(conn: Connection, at: entities.Place, rules: str, keys: Iterable[str]) -> dict[str, _Live]:
     """The live children that older fan-outs have for these entities, locked: the newest of each.
 
     Locked, because promotion must not take away a PENDING one between this look and our commit: it would read the
-    older payload.
+    older payload. It stands in for a new one if its SYNC is neither held nor ending, and writes by the same rules.
     """
     parameters = {**at._asdict(), "keys": id_list(conn.dialect.name, keys)}
-    return {row.entity_key: row for row in conn.execute(_live(conn.dialect.name), parameters)}
+    rows = conn.execute(_live(conn.dialect.name), parameters).all()
+    waiting = [row for row in rows if row.status == Status.PENDING.value and row.desired == Desired.RUN.value]
+    same = _of_rules(conn, {row.parent_id for row in waiting}, at.target, rules) if waiting else set()
+    stand_ins = {row.id for row in waiting if row.parent_id in same}
+    return {row.entity_key: _Live(row.id, row.id in stand_ins) for row in rows}
+
+
+def _of_rules(conn: Connection, parents: Iterable[UUID], target: str, rules: str) -> set[UUID]:
+    """Which of these SYNCs write to the target by the same conditions and mapping."""
+    parameters = {"ids": id_list(conn.dialect.name, parents)}
+    found = conn.execute(_specs(conn.dialect.name), parameters)
+    return {row.job_id for row in found if rules in _rules_in(row.spec, target)}
+
+
+def _rules_in(spec: Mapping[str, Any], target: str) -> Iterable[str]:
+    targets = (TargetSpec.model_validate(each) for each in spec.get("targets", ()))
+    return (each.rules for each in targets if each.name == target)
+
+
+@cache
+def _specs(dialect: str) -> Any:
+    return sa.select(job_data.c.job_id, job_data.c.spec).where(is_one_of(dialect, job_data.c.job_id, "ids"))
 
 
 @cache
 def _live(dialect: str) -> Any:
+    parent = jobs.alias("parent")
+    wanted = sa.case((parent.c.finished_at.is_(None), parent.c.desired), else_=Desired.CANCEL.value).label("desired")
     return (
-        sa.select(jobs.c.id, jobs.c.entity_key, jobs.c.status)
+        sa.select(jobs.c.id, jobs.c.entity_key, jobs.c.status, jobs.c.parent_id, wanted)
+        .join(parent, parent.c.id == jobs.c.parent_id)
         .where(
             jobs.c.tenant == sa.bindparam("tenant", type_=sa.Text),
             jobs.c.domain == sa.bindparam("domain", type_=sa.Text),
@@ -271,7 +297,7 @@ def _live(dialect: str) -> Any:
             jobs.c.finished_at.is_(None),
         )
         .order_by(jobs.c.id)
-        .with_for_update()
+        .with_for_update(of=jobs)
     )
 
 

@@ -24,7 +24,7 @@ from jobq.store.after import free
 from jobq.store.database import Instant, Json, id_list, incoming, insert, is_one_of, later, now, rows_json
 from jobq.store.failures import count_failures
 from jobq.store.fanin import Parked, count_ends, park, with_children
-from jobq.store.tables import attempts, jobs, workflows
+from jobq.store.tables import attempts, fanouts, jobs, workflows
 from jobq.store.wakeup import announce
 
 
@@ -124,19 +124,20 @@ def _finish(dialect: str) -> Any:
 
 @cache
 def _put_back(dialect: str) -> Any:
-    """RUNNING or QUEUED → PENDING, only while nobody asked for anything but to run the job."""
+    """RUNNING or QUEUED → PENDING, unless somebody asked to cancel the job; one that is to be held is paused then."""
     change = incoming(dialect, "changes", _CHANGE_COLUMNS)
-    waits = change.c.due_in.is_not(None)
+    waits, held = change.c.due_in.is_not(None), jobs.c.desired == "PAUSE"
     # What was only on its way (a drain, a closed queue) keeps its place; what a target did not take goes behind others.
     ready_at = sa.case((change.c.requeued > 0, now()), else_=sa.func.coalesce(jobs.c.ready_at, now()))
     return (
         sa.update(jobs)
-        .where(_guarded(change), jobs.c.desired == "RUN")
+        .where(_guarded(change), jobs.c.desired != "CANCEL")
         .values(
-            status=change.c.status, reason=change.c.reason, message=change.c.message,
-            error_class=change.c.error_class, failures=jobs.c.failures + change.c.charged,
-            requeues=jobs.c.requeues + change.c.requeued,
-            due_at=sa.case((waits, later(change.c.due_in))), ready_at=sa.case((waits, sa.null()), else_=ready_at),
+            status=change.c.status, reason=sa.case((held, Reason.PAUSED.value), else_=change.c.reason),
+            message=change.c.message, error_class=change.c.error_class,
+            failures=jobs.c.failures + change.c.charged, requeues=jobs.c.requeues + change.c.requeued,
+            due_at=sa.case((sa.and_(waits, ~held), later(change.c.due_in))),
+            ready_at=sa.case((sa.or_(waits, held), sa.null()), else_=ready_at),
             queued_at=None, started_at=None, next_send_at=None, sends=0, worker_id=None, host=None,
         )
         .returning(jobs.c.id, jobs.c.attempt, jobs.c.trigger, jobs.c.workflow_id)
@@ -174,7 +175,8 @@ def finish(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
     """End jobs, with all that follows: the attempt's record, and what the end means to others.
 
     Those are the workflow's failure counter, the fan-out that a child belongs to, and jobs that wait for this one. A
-    SYNC that fails while it has children is parked beside them: it ends, as it would have here, with the last of them.
+    SYNC that fails, or is stopped, while it has children is parked beside them: it ends, as it would have here, with
+    the last of them.
 
     Returns the ids that this call ended or parked. A job that is missing from them has another owner or had ended
     before. ``changes`` come in the order in which the jobs ended: whether failures are consecutive depends on it.
@@ -183,7 +185,14 @@ def finish(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
     if not happened:
         return set()
     parked = _park_failed(conn, happened)
-    happened = [change for change in happened if change.id not in parked] if parked else happened
+    ended = _end(conn, [change for change in happened if change.id not in parked] if parked else happened)
+    if ended:
+        free_dependents(conn, ended)
+    return {row.id for row in ended} | parked
+
+
+def _end(conn: Connection, happened: Sequence[Change]) -> Sequence[Row[Any]]:
+    """``finish`` but for what waits for these very jobs: the rows that were written."""
     ordered = sorted(happened, key=lambda change: change.id)
     ended = conn.execute(_finish(conn.dialect.name), {"changes": rows_json([_row(change) for change in ordered])}).all()
     written = {row.id for row in ended}
@@ -192,15 +201,13 @@ def finish(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
     for workflow_id, count in count_failures(conn, [rows[change.id] for change in happened if change.id in rows]):
         terminate(conn, workflow_id, f"{count} jobs in a row failed")
     count_ends(conn, ended, {change.id: change.report for change in happened if change.report is not None})
-    if ended:
-        free_dependents(conn, ended)
     _release_next(conn, ended)
-    return written | parked
+    return ended
 
 
 def _park_failed(conn: Connection, changes: Sequence[Change]) -> set[UUID]:
-    """SYNCs that failed by themselves and have children wait for them."""
-    failed = [change for change in changes if change.was is Status.RUNNING and change.to.status is Status.FAILED]
+    """SYNCs that failed by themselves, or were canceled under their worker, and have children wait for them."""
+    failed = [change for change in changes if change.was is Status.RUNNING and change.to.status is not Status.COMPLETED]
     parents = with_children(conn, [change.id for change in failed]) if failed else set()
     return park_sync(conn, [change for change in failed if change.id in parents])
 
@@ -219,27 +226,30 @@ def _verdict(change: Change) -> dict[str, Any]:
     return {**ended, "to": change.to.reason.value, "message": change.message, "error_class": change.error_class}
 
 
-def free_dependents(conn: Connection, ended: Iterable[Row[Any]]) -> None:
-    """What the end of these jobs means to jobs that wait for them: ready, canceled or skipped."""
-    freed = free(conn, ended)
-    canceled = Transition(Status.CANCELED, Reason.UPSTREAM_FAILED)
-    skipped = Transition(Status.COMPLETED, Reason.SKIPPED)
-    finish(
-        conn,
-        [
-            *(Change(row.id, Status(row.status), row.attempt, canceled, message="a job before it failed or was canceled")
-              for row in freed.to_cancel),
-            *(Change(row.id, Status(row.status), row.attempt, skipped, message="the target before it filtered the entity")
-              for row in freed.to_skip),
-        ],
-    )  # fmt: skip
-    if freed.ready:
-        announce(conn)
+def free_dependents(conn: Connection, ended: Sequence[Row[Any]]) -> None:
+    """What the end of these jobs means to jobs that wait for them: ready, canceled or skipped; and so on, to the last."""
+    while ended:
+        freed = free(conn, ended)
+        if freed.ready:
+            announce(conn)
+        changes = [*_orphaned(freed.to_cancel), *_filtered(freed.to_skip)]
+        ended = _end(conn, changes) if changes else ()  # no recursion: a chain may be longer than the stack is deep
+
+
+def _orphaned(rows: Iterable[Row[Any]]) -> Iterable[Change]:
+    to, message = Transition(Status.CANCELED, Reason.UPSTREAM_FAILED), "a job before it failed or was canceled"
+    return (Change(row.id, Status(row.status), row.attempt, to, message=message) for row in rows)
+
+
+def _filtered(rows: Iterable[Row[Any]]) -> Iterable[Change]:
+    to, message = Transition(Status.COMPLETED, Reason.SKIPPED), "the target before it filtered the entity"
+    return (Change(row.id, Status(row.status), row.attempt, to, message=message) for row in rows)
 
 
 def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
     """Return jobs to PENDING (retry, requeue, drain, closed queue). Same guard, same promise as ``finish``.
 
+    A SYNC that somebody asked to hold meanwhile is PENDING·paused.
     A schedule's job whose workflow was terminated meanwhile ends at once (CANCELED·workflow_terminated).
     """
     ordered = sorted(changes, key=lambda change: change.id)
@@ -399,7 +409,7 @@ def _lock_running(dialect: str) -> Any:
         sa.select(
             jobs.c.id, jobs.c.attempt, jobs.c.failures, jobs.c.max_attempts, jobs.c.desired, jobs.c.requeues,
             jobs.c.cancel_reason, sa.func.coalesce(jobs.c.scheduled_at, jobs.c.created_at).label("since"),
-            now().label("now"),
+            now().label("now"), sa.exists().where(fanouts.c.job_id == jobs.c.id).label("fans_out"),
         )
         .where(
             is_one_of(dialect, jobs.c.id, "ids"),

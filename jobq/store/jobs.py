@@ -158,8 +158,7 @@ def enqueue(conn: Connection, new: Sequence[NewJob]) -> list[UUID]:
     waits = [pair for job in new if job.after for pair in _upstreams(conn, job)]
     inserted = _write(conn, new)
     left_out = [job for job in new if job.id not in inserted]
-    for job in left_out:
-        _settle_conflict(conn, job)
+    inserted |= {job.id for job in left_out if _settle_conflict(conn, job)}
     wait_for(conn, [(job_id, upstream) for job_id, upstream in waits if job_id in inserted])
     return [job.id for job in new]
 
@@ -209,11 +208,14 @@ def _data_of_one(dialect: str) -> Any:
     return cache(partial(_insert_data_if, dialect))
 
 
-def _settle_conflict(conn: Connection, job: NewJob) -> None:
-    """The row was refused: it is there already, its slot has its job, or a live job holds its dedupe key."""
+def _settle_conflict(conn: Connection, job: NewJob) -> bool:
+    """The row was refused: it is there already, its slot has its job, or a live job holds its dedupe key.
+
+    True: it could be inserted after all.
+    """
     for _ in range(3):
         if conn.scalar(sa.select(jobs.c.id).where(jobs.c.id == job.id)) or job.slot_at is not None:
-            return
+            return False
         holder = conn.scalar(
             sa.select(jobs.c.id).where(
                 jobs.c.tenant == job.tenant, jobs.c.dedupe_key == job.dedupe_key, jobs.c.finished_at.is_(None)
@@ -221,9 +223,9 @@ def _settle_conflict(conn: Connection, job: NewJob) -> None:
         )
         if holder is not None:
             _write_duplicate(conn, job, holder)
-            return
+            return False
         if _write(conn, [job]):  # the holder ended in the meantime
-            return
+            return True
     raise Conflict(f"The dedupe key {job.dedupe_key!r} changes hands too fast.", code="dedupe_conflict")
 
 

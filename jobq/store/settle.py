@@ -17,9 +17,10 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobq.states import Desired, Reason, Settling, Status, Transition, canceled, fanned_in, settling
+from jobq.states import REASONS, Desired, Reason, Settling, Status, Transition, canceled, fanned_in, settling
 from jobq.store import after, fanin
 from jobq.store.database import id_list, is_one_of, now
+from jobq.store.fanout import TOO_LARGE
 from jobq.store.finish import Change, EndedAttempt, finish, free_dependents, put_back
 from jobq.store.tables import fanouts, jobs
 
@@ -44,12 +45,13 @@ def settle(conn: Connection, sweeps: Sweeps) -> bool:
     if not rows:
         return folded
     live = fanin.live_children(conn, [row.id for row in rows])
-    flying = fanin.in_flight(conn, [row.id for row in rows])
+    paused = [row.id for row in rows if row.desired == Desired.PAUSE]
+    flying = fanin.in_flight(conn, paused) if paused else {}
     todo: defaultdict[Settling, list[Row[Any]]] = defaultdict(list)
     for row in rows:
         step = settling(
             Status(row.status), Reason(row.reason), Desired(row.desired), reading=row.reading,
-            live=live.get(row.id, 0), running=flying.get(row.id, (0, 0))[1],
+            live=live.get(row.id, 0), running=flying.get(row.id, (0, 0))[1], gave_up=_gave_up(row),
         )  # fmt: skip
         todo[step].append(row)
     for row in todo[Settling.PAUSED]:
@@ -60,6 +62,12 @@ def settle(conn: Connection, sweeps: Sweeps) -> bool:
     _close(conn, [*todo[Settling.END], *todo[Settling.OVER]])  # first: an open fan-out would keep its SYNC from ending
     finish(conn, endings)
     return folded or swept > 0 or bool(todo[Settling.END] or sweeps.last)
+
+
+def _gave_up(row: Row[Any]) -> bool:
+    """Its fan-out was too large, or it was canceled: what waits is not to start any more."""
+    verdict = row.verdict or {}
+    return verdict.get("error_class") == TOO_LARGE or verdict.get("to") in REASONS[Status.CANCELED]
 
 
 def _read_on(row: Row[Any]) -> Change:
@@ -102,7 +110,9 @@ def _ending(conn: Connection, row: Row[Any]) -> Change:
         to = canceled(Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER)
         message = "canceled"
     elif "to" in verdict:
-        to = Transition(Status.FAILED, Reason(verdict["to"]), charged=True)
+        ended_as = Reason(verdict["to"])
+        stopped = ended_as in REASONS[Status.CANCELED]
+        to = canceled(ended_as) if stopped else Transition(Status.FAILED, ended_as, charged=True)
         message, error_class = verdict["message"], verdict["error_class"]
     else:
         to = fanned_in(failed=failed, canceled=lost, invalid=row.invalid)

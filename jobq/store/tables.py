@@ -323,8 +323,8 @@ watermarks = Table(
     # What each target has of each entity. Moves forward only, in the transaction that records the child.
     Column("tenant", sa.Text, primary_key=True),
     Column("domain", sa.Text, primary_key=True),
+    Column("key", sa.Text, primary_key=True),  # before the target: each is looked up by its entity
     Column("target", sa.Text, primary_key=True),
-    Column("key", sa.Text, primary_key=True),
     Column("version", sa.Integer, nullable=False),
     Column("rules", sa.Text, nullable=False),  # fingerprint of the target's mapping and conditions
     Column("skipped", sa.Boolean, nullable=False),  # the target's conditions kept this version from it

@@ -9,8 +9,10 @@
 """
 
 from jobq.testing.application import running
-from jobq.testing.connectors import Seen, SourceContract, TargetContract, read_all
+from jobq.testing.connectors import Seen, read_all
 from jobq.testing.executors import ExecutorContract, Ran, assert_recordable, run_executor
+from jobq.testing.sources import SourceContract
+from jobq.testing.targets import TargetContract
 
 __all__ = [
     "ExecutorContract",

@@ -16,10 +16,11 @@ from jobq.connectors import Access, Batch, Entity, Read, Unavailable, Written
 from jobq.settings import Policy
 from jobq.specs import Spec
 from jobq.testing import SourceContract, TargetContract, read_all
-from jobq.testing.connectors import HOSTILE
+from jobq.testing.targets import HOSTILE
 from jobq.validation import parse
 from tests.peers import TOKEN, HttpPeer
-from workers.connectors.files import CsvSource, CsvTarget, JsonlSource, JsonlTarget
+from workers.connectors.file_sources import CsvSource, JsonlSource
+from workers.connectors.file_targets import CsvTarget, JsonlTarget
 from workers.connectors.http import HttpSource, HttpTarget
 from workers.connectors.sql import SqlSource, SqlTarget
 

@@ -19,8 +19,9 @@ from jobq.testing import Seen, read_all
 from jobq.validation import parse
 from workers.connectors import lines
 from workers.connectors.area import Area, file_name
-from workers.connectors.configs import CsvSourceConfig, CsvTargetConfig, JsonlSourceConfig, JsonlTargetConfig
-from workers.connectors.files import CsvSource, CsvTarget, JsonlSource, JsonlTarget
+from workers.connectors.file_configs import CsvSourceConfig, CsvTargetConfig, JsonlSourceConfig, JsonlTargetConfig
+from workers.connectors.file_sources import CsvSource, JsonlSource
+from workers.connectors.file_targets import CsvTarget, JsonlTarget
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from jobq.testing import read_all
 from jobq.validation import parse
 from tests.peers import TOKEN, HttpPeer
 from workers.connectors.answers import Answer, judge_read, judge_write, retry_after
-from workers.connectors.configs import HttpSourceConfig, HttpTargetConfig, RateLimit, Rule
 from workers.connectors.http import HttpSource, HttpTarget
+from workers.connectors.http_configs import HttpSourceConfig, HttpTargetConfig, RateLimit, Rule
 from workers.connectors.pace import Pace
 from workers.connectors.pages import fill, newest, next_link, with_params
 from workers.connectors.session import Session

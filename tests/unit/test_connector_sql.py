@@ -29,9 +29,9 @@ from jobq.settings import Policy
 from jobq.testing import read_all
 from jobq.validation import parse
 from workers.connectors import sql
-from workers.connectors.configs import SqlSourceConfig, SqlTargetConfig
 from workers.connectors.database import _meaning
 from workers.connectors.sql import SqlSource, SqlTarget, update_or_insert
+from workers.connectors.sql_configs import SqlSourceConfig, SqlTargetConfig
 from workers.connectors.values import as_json, mark, to_type, unmark
 
 ID = UUID("12345678-1234-5678-1234-567812345678")

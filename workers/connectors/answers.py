@@ -21,7 +21,7 @@ from jobq.connectors import (
     NotNow,
     Unavailable,
 )
-from workers.connectors.configs import Rule
+from workers.connectors.http_configs import Rule
 from workers.connectors.values import read_json
 
 LATER = frozenset({429, 503})

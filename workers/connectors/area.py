@@ -26,7 +26,8 @@ from jobq.connectors import (
     Unavailable,
 )
 from jobq.errors import JobQError
-from workers.connectors.configs import AreaConfig, check_area, fixed_part
+from workers.connectors.configs import check_area
+from workers.connectors.file_configs import AreaConfig, fixed_part
 from workers.connectors.redaction import Redaction
 
 MAX_NAME = 180  # of the 255 bytes that file systems take: a temporary name is longer

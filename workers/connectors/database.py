@@ -27,15 +27,15 @@ from jobq.connectors import (
 )
 from jobq.net import is_blocked
 from jobq.outbound.resolver import system_lookup
-from workers.connectors.configs import SqlConfig
 from workers.connectors.redaction import Redaction
+from workers.connectors.sql_configs import SqlConfig
 from workers.connectors.threads import Threads
 
 Result = TypeVar("Result")
 
 SERVERS = frozenset({"postgresql", "mysql", "mariadb"})
 _OPTIONS = frozenset({"sslmode", "channel_binding", "application_name", "connect_timeout", "charset"})
-_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_POSTGRESQL = "postgresql+psycopg"
 _CONNECT_TIMEOUT = 10
 _REFUSED = re.compile(
     r"authentication failed|no pg_hba|role .* does not exist|access denied|no password", re.IGNORECASE
@@ -109,11 +109,13 @@ class Database:
         text = secrets[config.secret] if config.secret is not None else str(config.url)
         try:
             url = sa.make_url(text.strip())
+            backend = url.drivername.partition("+")[0]
         except (exc.ArgumentError, ValueError):
             raise InvalidConfiguration("the database URL is malformed") from None
         if config.password is not None:
             url = url.set(password=secrets[config.password])
-        return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+        self._hide = Redaction(secrets, url.password or "")
+        return url.set(drivername=_POSTGRESQL) if backend in {"postgresql", "postgres"} else url
 
     def _connect_to_a_checked_address(self, _dialect: Any, _record: Any, _args: Any, params: dict[str, Any]) -> None:
         host = str(params.get("host", ""))

@@ -12,7 +12,7 @@ from jobq.errors import InvalidInput
 from jobq.net import parse_url
 from workers.connectors import pages
 from workers.connectors.answers import LATER, Answer, judge_read, judge_write, retry_after, search
-from workers.connectors.configs import HttpSourceConfig, HttpTargetConfig, Offset, PageNumber
+from workers.connectors.http_configs import HttpSourceConfig, HttpTargetConfig, Offset, PageNumber
 from workers.connectors.pace import Pace
 from workers.connectors.pages import Place
 from workers.connectors.session import Session

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from jobq.connectors import NotNow
-from workers.connectors.configs import RateLimit
+from workers.connectors.http_configs import RateLimit
 
 _LONG = 86_400.0
 

@@ -11,14 +11,7 @@ from urllib.parse import quote, unquote_plus, urlencode, urljoin
 
 from jobq.connectors import InvalidConfiguration, InvalidPayload, Read
 from workers.connectors.answers import Answer, search
-from workers.connectors.configs import (
-    PLACEHOLDER,
-    Cursor,
-    HttpSourceConfig,
-    Link,
-    Offset,
-    PageNumber,
-)
+from workers.connectors.http_configs import PLACEHOLDER, Cursor, HttpSourceConfig, Link, Offset, PageNumber
 
 # RFC 8288: <URL>; rel="next"; title="a, b", <URL>; …
 _LINK = re.compile(r'<([^>]*)>((?:[^,"<]|"(?:[^"\\]|\\.)*")*)')

@@ -21,7 +21,7 @@ from jobq.net import Network, Target, check_url, is_blocked
 from jobq.outbound.causes import dns_failed, tls_failed, words
 from jobq.outbound.resolver import Resolver, Resolves
 from workers.connectors.answers import Answer
-from workers.connectors.configs import Basic, Bearer, Header, HttpConfig
+from workers.connectors.http_configs import Basic, Bearer, Header, HttpConfig
 from workers.connectors.redaction import Redaction
 
 MAX_COMPLAINT = 64 * 1024

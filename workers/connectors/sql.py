@@ -14,8 +14,8 @@ from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
 
 from jobq.connectors import Access, Batch, Entity, InvalidConfiguration, InvalidPayload, Problem, Read, Written
-from workers.connectors.configs import SqlSourceConfig, SqlTargetConfig
 from workers.connectors.database import Database
+from workers.connectors.sql_configs import SqlSourceConfig, SqlTargetConfig
 from workers.connectors.values import as_json, mark, to_type, unmark
 
 _OFFSET = re.compile(r"[+-]\d\d:?\d\d$")

@@ -11,15 +11,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import PurePosixPath
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
+from jobq.details import Facts, job_details
 from jobq.plugins import JobRef
 from jobq.specs import Container, MiB
+from jobq.states import Reason, Status
 from workers.container.engine import DockerEngine, EngineRefused
 
 SECRETS = "/run/secrets"
@@ -29,6 +33,8 @@ MAX_ARTIFACTS = 16 * MiB
 MAX_COUNT = 1000
 _MAX_TRANSFER = 64 * MiB  # of the tar: files that are too large have to be passed over
 _MAX_PASSWD = MiB
+_MARK = re.compile(r"-[0-9a-f]{12}\Z")
+"""What a worker adds to ``env_id``: see ``workers.service``."""
 
 Owner = tuple[int, int]
 
@@ -110,24 +116,19 @@ async def owner_of(engine: DockerEngine, container: str, user: str) -> Owner:
     return 0, 0
 
 
-def job_details(spec: Container, job: JobRef, *, env_id: str, host: str | None, now: str) -> dict[str, Any]:
-    """The job_details document of a container job at its start."""
-    return {
-        "job_id": str(job.id),
-        "env_id": env_id,
-        "flow_id": str(job.workflow_id) if job.workflow_id else None,
-        "job_name": job.name,
-        "tenant": job.tenant,
-        "start_time": now,
-        "last_updated": now,
-        "state": job.state,
-        "job_type": job.kind,
-        "status": "RUNNING",
-        "scheduled_job": job.trigger == "AUTOMATIC",
-        "task_id": f"{job.id}-{job.attempt}",
-        "task_type": job.queue,
-        "task_definition": {"memory": spec.memory, "cpus": spec.cpus, "host": host},
-    }
+def details_at_start(spec: Container, job: JobRef, *, env_id: str, host: str | None, now: datetime) -> dict[str, Any]:
+    """The job_details document of a container job, as it is when its files are put: see docs/job-details.md.
+
+    ``env_id``: the mark of the installation's containers, which is the setting and a part of the database's id.
+    """
+    return job_details(
+        Facts(
+            id=job.id, attempt=job.attempt, tenant=job.tenant, kind=job.kind, name=job.name, queue=job.queue,
+            trigger=job.trigger, status=Status.RUNNING, reason=Reason.PREPARING, workflow_id=job.workflow_id,
+            env_id=_MARK.sub("", env_id), spec=spec.model_dump(mode="json"), state=job.state, started_at=now,
+            last_updated=now, host=host,
+        )
+    )  # fmt: skip
 
 
 # --- out -------------------------------------------------------------------------------------------------------------

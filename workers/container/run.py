@@ -136,10 +136,9 @@ class ContainerRun:
     async def _put_files(self) -> None:
         with self.ctx.step("files"):
             owner = await files.owner_of(self.place.engine, self.hold.name, self.spec.user)
-            details = files.job_details(
-                self.spec, self.ctx.job, env_id=self.hold.env_id, host=self.place.host,
-                now=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            )  # fmt: skip
+            details = files.details_at_start(
+                self.spec, self.ctx.job, env_id=self.hold.env_id, host=self.place.host, now=datetime.now(UTC)
+            )
             await self.hold.put(files.pack(self.spec, self.ctx.secrets, details, owner))
 
     # --- start -------------------------------------------------------------------------------------------------------

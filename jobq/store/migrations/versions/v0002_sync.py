@@ -74,15 +74,15 @@ def upgrade() -> None:
         "jobq_watermarks",
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("domain", sa.Text(), nullable=False),
-        sa.Column("target", sa.Text(), nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("rules", sa.Text(), nullable=False),
         sa.Column("skipped", sa.Boolean(), nullable=False),
         sa.Column("external_id", sa.Text()),
         sa.Column("job_id", sa.Uuid(), nullable=False),
         sa.Column("written_at", Instant, nullable=False),
-        sa.PrimaryKeyConstraint("tenant", "domain", "target", "key"),
+        sa.PrimaryKeyConstraint("tenant", "domain", "key", "target"),
     )
     op.create_table(
         "jobq_sync_states",
