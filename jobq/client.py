@@ -323,6 +323,11 @@ class JobQ(Workflows, Syncs):
         before = store.get(conn, self.tenant, job_id)
         if not before.finished:
             raise Conflict(f"Job {job_id} has not ended: it is {before.status}·{before.reason}.", code="not_finished")
+        if before.entity_key is not None:
+            raise Conflict(
+                f"Job {job_id} is a child of the SYNC {before.parent_id}, which retries it.", code="not_retryable",
+                hint=f"jobq job retry {before.parent_id} makes its failed children again.",
+            )  # fmt: skip
         data = store.get_data(conn, job_id)
         new = NewJob(
             tenant=before.tenant, kind=before.kind, name=before.name, queue=before.queue, spec=data.spec,

@@ -7,6 +7,7 @@ never meets one that cannot be executed. Units: seconds and bytes unless a field
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MiB = 1024 * 1024
 MAX_ENV_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 16 * 1024  # most servers take no more, all headers together
 MIN_MEMORY = 6 * MiB  # what the Docker engine itself refuses to go below
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmg]?)i?b?\s*$", re.IGNORECASE)
@@ -31,6 +33,7 @@ _IMAGE = re.compile(
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[a-f0-9]{64})?\Z"
 )
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FORBIDDEN_OPTIONS = frozenset(
     {"privileged", "mounts", "volumes", "binds", "devices", "cap_add", "security_opt", "pid_mode", "ipc_mode"}
     | {"network_mode", "host_config", "userns_mode", "uts_mode", "sysctls", "cgroup_parent", "runtime"}
@@ -74,6 +77,10 @@ class Spec(BaseModel):
     def check(self, policy: Policy) -> None:
         """Refuse what the operator's policy does not allow. The base allows everything."""
 
+    def secret_names(self) -> frozenset[str]:
+        """The tenant's secrets whose values the job is handed. The base: the values of a field ``secrets``, if any."""
+        return frozenset((getattr(self, "secrets", None) or {}).values())
+
 
 class Container(Spec):
     """Run one container to its end; exit code 0 completes the job.
@@ -96,6 +103,8 @@ class Container(Spec):
     network: Text | None = None
     """Name of a Docker network that the operator allows; None: no network at all."""
     pull: Literal["missing", "always", "never"] = "missing"
+    registry_secret: Annotated[Text, Field(min_length=1)] | None = None
+    """Name of the tenant's secret with which the image is pulled: see ``workers.container.registry``."""
     files: dict[str, Text] = Field(default_factory=dict)
     """Absolute path in the container → text, put there before the start."""
     output: Text | None = None
@@ -138,6 +147,10 @@ class Container(Spec):
                 code="invalid_env", hint="Put large values into files.", pointer="/spec/env",
             )  # fmt: skip
         return env
+
+    def secret_names(self) -> frozenset[str]:
+        """The secrets that become files, and the one for the registry."""
+        return super().secret_names() | ({self.registry_secret} if self.registry_secret else frozenset())
 
     @model_validator(mode="after")
     def _resources(self) -> Container:
@@ -186,17 +199,44 @@ class Heartbeat(Spec):
     method: Literal["GET", "HEAD"] = "GET"
     expected_status_code: Annotated[int, Field(ge=100, le=599)] = 200
     headers: dict[str, str] = Field(default_factory=dict)
+    secret_headers: dict[str, Text] = Field(default_factory=dict)
+    """Header → name of the tenant's secret that is its value: no row, message or log ever holds that."""
     body_contains: Text | None = None
 
-    @field_validator("headers")
+    @field_validator("expected_status_code")
+    @classmethod
+    def _final(cls, status: int) -> int:
+        if status < 200:
+            raise ValueError("an answer 1xx is never the last one: expect a status from 200 to 599")
+        return status
+
+    @field_validator("headers", "secret_headers")
     @classmethod
     def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, text in headers.items():
-            if not _HEADER_NAME.fullmatch(name) or any(char in text for char in "\r\n\x00"):
-                raise ValueError(f"header {name!r} must be a token, and its value must not contain CR, LF or NUL")
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name[:100]!r} is no name of a header")
             if name.lower() in RESERVED_HEADERS:
                 raise ValueError(f"header {name!r} frames the message itself: jobq sets it")
+            if _CONTROL.search(text):
+                raise ValueError(f"the value of header {name[:100]!r} must not contain control characters")
+        if (size := _header_bytes(headers)) > MAX_HEADER_BYTES:
+            raise ValueError(f"the headers take {size} bytes; at most {MAX_HEADER_BYTES} are allowed")
         return headers
+
+    @field_validator("body_contains")
+    @classmethod
+    def _searched(cls, text: str | None) -> str | None:
+        if text == "":
+            raise ValueError("every body contains the empty text: leave it out to look at the status only")
+        return text
+
+    @model_validator(mode="after")
+    def _once(self) -> Heartbeat:
+        plain = {name.lower() for name in self.headers}
+        if twice := [name for name in self.secret_headers if name.lower() in plain]:
+            raise ValueError(f"header {twice[0][:100]!r} is in headers and in secret_headers: keep one")
+        return self
 
     @model_validator(mode="after")
     def _body(self) -> Heartbeat:
@@ -204,6 +244,37 @@ class Heartbeat(Spec):
             raise ValueError("body_contains needs the method GET: an answer to HEAD has no body")
         return self
 
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """What takes its value from a secret → name of the secret."""
+        return self.secret_headers
+
+    def request_headers(self, secrets: Mapping[str, str]) -> dict[str, str]:
+        """All headers, with the values of the secrets. Raises InvalidInput, which shows none of them."""
+        headers = dict(self.headers)
+        for name, secret in self.secret_headers.items():
+            pointer = f"/spec/secret_headers/{name}"
+            if secret not in secrets:
+                raise InvalidInput(f"There is no secret {secret!r}.", code="secret_missing", pointer=pointer)
+            headers[name] = secrets[secret]
+            if _CONTROL.search(headers[name]):
+                raise InvalidInput(
+                    f"The secret {secret!r} cannot be the value of a header: it contains control characters.",
+                    hint="Store it without a line break at its end.", pointer=pointer,
+                )  # fmt: skip
+        if (size := _header_bytes(headers)) > MAX_HEADER_BYTES:
+            raise InvalidInput(
+                f"The headers take {size} bytes with the values of their secrets; "
+                f"at most {MAX_HEADER_BYTES} are allowed.",
+                pointer="/spec/secret_headers",
+            )
+        return headers
+
     def check(self, policy: Policy) -> None:
         """The address as it is written: scheme, form and, where it is a literal, the network it is in."""
         check_url(self.endpoint, policy.networks_allowed(), pointer="/spec/endpoint")
+
+
+def _header_bytes(headers: Mapping[str, str]) -> int:
+    """What the headers take in a request."""
+    return sum(len(f"{name}: {text}\r\n".encode()) for name, text in headers.items())

@@ -17,7 +17,7 @@ from jobq.mapping import content_hash
 from jobq.models import Attempt, FanOut, Job, Outcome, Replicated
 from jobq.retry import OF_CHILDREN
 from jobq.states import Reason
-from jobq.store import control, exports, fanin, fanout, jobs, settle
+from jobq.store import control, exports, fanin, fanout, jobs, promote, settle
 from jobq.store.claim import Claimed, Report, with_data
 from jobq.store.entities import Content
 from jobq.store.fanout import Added, ChildPolicy, Owner, Sifted, TargetPlan
@@ -86,23 +86,13 @@ class FanOuts(Store):
         return self.take_sync(worker, self.enqueue_sync(targets, **fields), targets, opens=opens)
 
     def take_sync(self, worker: UUID, job_id: UUID, targets: Targets = ONE, *, opens: bool = True) -> Sync:
-        """This worker's next attempt of a SYNC that is ready or retrying."""
-        if self.row(job_id).due_at is not None:
-            self.pretend(job_id, due_at=-1)
-        self.promote()
+        """This worker's next attempt of a SYNC, past the promoter: whose children wait goes on waiting."""
+        assert self.job(job_id).status in {"PENDING", "QUEUED"}
+        self.pretend(job_id, status="QUEUED", reason="dispatched", queued_at=0, next_send_at=60, due_at=None)
         (job,) = self.claim(worker, [job_id], "sync")
         sync = Sync(job, worker, plans(targets))
         if opens:
             assert self.open(sync) is not None
-        return sync
-
-    def sync_by_hand(self, worker: UUID, targets: Targets = ONE, **fields: Any) -> Sync:
-        """As ``sync``, past the promoter, which a test runs at the same time."""
-        job_id = self.enqueue_sync(targets, **fields)
-        self.pretend(job_id, status="QUEUED", reason="dispatched", queued_at=0, next_send_at=60)
-        (job,) = self.claim(worker, [job_id], "sync")
-        sync = Sync(job, worker, plans(targets))
-        assert self.open(sync) is not None
         return sync
 
     def open(self, sync: Sync) -> Any:
@@ -191,11 +181,17 @@ class FanOuts(Store):
         """Children run, and the scheduler settles, until nothing moves any more."""
         done: list[Claimed] = []
         while True:
+            self.settle()
             taken = self.run_children(worker)
             self.settle()
             if not taken:
                 return done
             done += taken
+
+    def wake_all(self) -> None:
+        """Whatever waits for its time need not wait any longer."""
+        self.execute("UPDATE jobq_jobs SET due_at = created_at WHERE due_at IS NOT NULL")
+        self.do(promote.wake)
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -216,7 +212,7 @@ class FanOuts(Store):
 
     def versions(self) -> dict[str, int]:
         with self.database.read() as conn:
-            return dict(conn.execute(sa.text("SELECT key, version FROM jobq_entities")).tuples().all())
+            return {row.key: row.version for row in conn.execute(sa.text("SELECT key, version FROM jobq_entities"))}
 
     def live_twins(self) -> int:
         """(entity, target) pairs that two jobs in flight write to at once."""

@@ -72,8 +72,8 @@ class Executors:
     def hosted(self) -> tuple[tuple[str, ...], str | None]:
         """The kinds whose work outlives a worker, and where it lives (None: unknown at the moment)."""
         found = [(kind, executor) for kind, executor in self._executors.items() if hasattr(executor, "recover")]
-        host = next((executor.host for _, executor in found if executor.host), None)
-        return tuple(kind for kind, _ in found), host
+        hosts = (getattr(executor, "host", None) for _, executor in found)
+        return tuple(kind for kind, _ in found), next(filter(None, hosts), None)
 
     def find(self, kind: str) -> Any | None:
         """The executor of a kind, if it is open."""

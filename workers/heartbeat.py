@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import resource
 import ssl
+from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -66,9 +67,10 @@ class HeartbeatExecutor:
         try:
             target = check_url(spec.endpoint, self._outbound.allowed_networks)
             origin = target.origin
-            answer = await self._outbound.send(_request(spec, target), seconds=ctx.job.timeout, phases=phases)
+            request = _request(spec, target, spec.request_headers(ctx.secrets))
+            answer = await self._outbound.send(request, seconds=ctx.job.timeout, phases=phases)
             outcome = _judge(spec, answer, phases)
-        except InvalidInput as error:  # accepted under another policy than this worker's
+        except InvalidInput as error:  # a policy other than at acceptance, or a secret that is no header's value
             outcome = _refused(error)
         except RequestFailed as failure:
             outcome = _failed(failure)
@@ -79,13 +81,14 @@ class HeartbeatExecutor:
         return outcome
 
 
-def _request(spec: Heartbeat, target: Target) -> Request:
+def _request(spec: Heartbeat, target: Target, headers: Mapping[str, str]) -> Request:
     return Request(
         target,
         spec.method,
-        spec.headers,
+        headers,
         wants_body=lambda status: status == spec.expected_status_code,
         keep_body=spec.body_contains is not None,
+        confidential=bool(spec.secret_headers),
     )
 
 
@@ -95,7 +98,7 @@ def _judge(spec: Heartbeat, answer: Answer, phases: Phases) -> Outcome:
     result = {"status_code": answer.status, "ms": took}
     got = f"{answer.status} {_phrase(answer.status)}".rstrip()
     if answer.status != spec.expected_status_code:
-        message = f"expected status {spec.expected_status_code}, got {got}{_redirect(answer)}"
+        message = f"expected status {spec.expected_status_code}, got {got}{_redirect(spec, answer)}"
         return Outcome.failed(message, error_class="unexpected_status", reason=Reason.UNEXPECTED_STATUS, result=result)
     if spec.body_contains is None or _contains(answer, spec.body_contains):
         return Outcome.succeeded(result, message=f"{got} in {took:g} ms")
@@ -138,14 +141,19 @@ def _phrase(status: int) -> str:
         return ""
 
 
-def _redirect(answer: Answer) -> str:
-    """Where a redirect leads: scheme and host only, the rest may hold a secret."""
+def _redirect(spec: Heartbeat, answer: Answer) -> str:
+    """Where a redirect leads: scheme and host only, the rest may hold a secret.
+
+    With secret headers even a foreign host is not named: a server can write there whatever it was sent.
+    """
     location = answer.headers.get("location")
     if not 300 <= answer.status < 400 or location is None:
         return ""
     where = ""
     with suppress(InvalidInput):
-        where = f" to {parse_url(location).origin}"
+        to = parse_url(location)
+        known = not spec.secret_headers or to.host == parse_url(spec.endpoint).host
+        where = f" to {to.origin}" if known else " to another host"
     return f" (the redirect{where} is not followed)"
 
 

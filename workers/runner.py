@@ -160,8 +160,8 @@ class Runner:
             running.cooperative = getattr(executor, "cooperative", False)
             running.outlives = hasattr(executor, "recover")
             spec = parse(executor.kind.spec, job.spec, "/spec")
-            if names := getattr(spec, "secrets", None):
-                await self._hand_over(running, names.values())
+            if names := spec.secret_names():
+                await self._hand_over(running, names)
             work = executor.recover if running.recovered else executor.execute
             if not inspect.iscoroutinefunction(work):
                 work = partial(asyncio.to_thread, work)  # at its timeout its outcome is decided without it

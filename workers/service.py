@@ -15,6 +15,8 @@ from jobq.settings import Settings
 from jobq.store.database import Database
 from jobq.store.installation import installation_id
 from jobq.store.jobs import running_here
+from workers.container import ContainerExecutor
+from workers.container.engine import EngineError
 from workers.container.orphans import OrphanReaper
 from workers.executors import Executors
 from workers.journal import Journal
@@ -132,11 +134,16 @@ class Worker:
     def _sweep(self) -> float:
         """Remove containers on this host that no live job owns."""
         executor = self._executors.find("CONTAINER")
-        if executor is None or executor.host is None or self.lease.identity is None:
+        if not isinstance(executor, ContainerExecutor):
+            return _SWEEP_EVERY  # a plugin in its place cleans up after itself
+        if executor.host is None or self.lease.identity is None:
             return _SWEEP_EVERY
         if self._reaper is None:
             self._reaper = OrphanReaper(executor.engine, self._env, self._owned)
-        self._executors.call(self._reaper.sweep(), timeout=120.0)
+        try:
+            self._executors.call(self._reaper.sweep(), timeout=120.0)
+        except EngineError as error:  # said once, as of the database
+            raise Unavailable(str(error)) from error
         return _SWEEP_EVERY
 
     def _owned(self, found: list[tuple[UUID, int]]) -> set[tuple[UUID, int]]:

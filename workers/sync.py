@@ -180,15 +180,30 @@ class Run:
 
     async def _take_up(self, earlier: UUID, again: str | None) -> None:
         """Entities that targets may lack since an earlier SYNC: the watermarks tell which of them do."""
-        behind = None if again is None else UUID(again)
+        if not again:
+            await self._take_up_changed(earlier)
+        behind = UUID(again) if again else None
         while True:
             rows = await asyncio.to_thread(self._left_over, earlier, behind)
             if not rows:
                 return
-            self._look_at_stop()
             behind = rows[-1].id
-            keys = list(dict.fromkeys(row.entity_key for row in rows))
-            await self._store(Sifted([], {"again": str(behind), "since": self._since}, self.state, again=keys))
+            await self._store_again(rows, str(behind))
+
+    async def _take_up_changed(self, earlier: UUID) -> None:
+        number = 0
+        while rows := await asyncio.to_thread(self._changed, earlier, number):
+            number = rows[-1].number
+            await self._store_again(rows, "")
+
+    async def _store_again(self, rows: list[Any], again: str) -> None:
+        self._look_at_stop()
+        keys = list(dict.fromkeys(row.entity_key for row in rows))
+        await self._store(Sifted([], {"again": again, "since": self._since}, self.state, again=keys))
+
+    def _changed(self, earlier: UUID, behind: int) -> list[Any]:
+        with self.database.read() as conn:
+            return fanout.changed_meanwhile(conn, earlier, behind, self.spec.batch_size)
 
     def _left_over(self, earlier: UUID, behind: UUID | None) -> list[Any]:
         with self.database.read() as conn:

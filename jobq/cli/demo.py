@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import tarfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -19,6 +22,7 @@ from typing import ClassVar
 from jobq import Container, Every, Heartbeat, JobQ, RetryPolicy
 from jobq.errors import JobQError
 from jobq.settings import Settings
+from jobq.store.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,12 @@ OWN_IMAGE = "jobq-demo:latest"
 IMAGES = (OWN_IMAGE, "busybox:latest", "alpine:latest")
 """Any of them will do for an echo. Where there is none, the first is made of this machine's busybox, or one is pulled."""
 _PULLED = IMAGES[1]
+NO_ADDRESS = "C07"
+"""The customer whom the newsletter refuses most of the time."""
+_NAMES = (
+    *("Ada", "Alan", "Barbara", "Donald", "Edsger", "Frances", "Grace", "Hedy", "Ivan", "Jean"),
+    *("Ken", "Leslie", "Margaret", "Niklaus", "Olga", "Peter", "Radia", "Sophie", "Tony", "Ursula"),
+)
 _PULL_WITHIN = 60.0
 _ENGINE_WITHIN = 3.0
 
@@ -35,7 +45,11 @@ _ENGINE_WITHIN = 3.0
 
 
 class Site:
-    """Pages on a free port of this machine: /ok, /slow, /flaky (fails every third time) and /down (503)."""
+    """A free port of this machine. Pages: /ok, /slow, /flaky (fails every third time) and /down (503).
+
+    And a service: /customers lists some, of which a few change from one time to the next; /subscribers takes them, a
+    few a second, and one of them every third time only.
+    """
 
     def __init__(self) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Pages)
@@ -55,13 +69,31 @@ class Site:
 
 class _Pages(BaseHTTPRequestHandler):
     _asked: ClassVar[count[int]] = count(1)
+    _listed: ClassVar[count[int]] = count()
+    _refused: ClassVar[count[int]] = count(1)
+    _taken: ClassVar[deque[float]] = deque(maxlen=4)
 
     def do_GET(self) -> None:
-        status, text = self._answer()
+        if self.path == "/customers":
+            return self._send(200, json.dumps(_customers(next(self._listed))), "application/json")
+        return self._send(*self._answer())
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if len(self._taken) == self._taken.maxlen and time.monotonic() - self._taken[0] < 1:
+            return self._send(429, "not so fast")
+        self._taken.append(time.monotonic())
+        if self.path == f"/subscribers/{NO_ADDRESS}" and next(self._refused) % 3:
+            return self._send(422, "no such address")
+        return self._send(201, "subscribed")
+
+    def _send(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
         body = f"{text}\n".encode()
         self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        if status == 429:
+            self.send_header("Retry-After", "1")
         self.end_headers()
         self.wfile.write(body)
 
@@ -83,6 +115,14 @@ class _Pages(BaseHTTPRequestHandler):
         log.debug(format, *args)
 
 
+def _customers(times: int) -> list[dict[str, object]]:
+    """Twenty; each time, eight of them have visited the shop once more."""
+    return [
+        {"id": f"C{number:02}", "first": name, "active": number % 10 != 0, "visits": (2 * times + number) // 5}
+        for number, name in enumerate(_NAMES, 1)
+    ]
+
+
 # --- workflows -------------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +142,31 @@ def create_workflows(jobq: JobQ, site: str) -> None:
         max_consecutive_job_failures_allowed=4,
     )  # fmt: skip
     jobq.create_workflow(Heartbeat(endpoint=f"{site}/ok"), name="demo-by-hand")
+
+
+def create_sync_workflow(jobq: JobQ, site: str, folder: Path) -> None:
+    """Customers of the site go into a table and into CSV files in the folder, and to the site's subscribers."""
+    shop = f"sqlite:///{folder}/shop.db"
+    with closing(Database(shop)) as database, database.begin() as conn:
+        conn.exec_driver_sql("CREATE TABLE customers (id TEXT PRIMARY KEY, name TEXT, visits INTEGER)")
+    spec = {
+        "domain": "customers",
+        "source": {"type": "http", "config": {"url": f"{site}/customers"}},
+        "conditions": ["active"],
+        "mapping": {"id": "id", "name": "join(' ', [first, id])", "visits": {"path": "visits", "type": "integer"}},
+        "targets": [
+            {"name": "table", "type": "sql", "config": {"url": shop, "table": "customers", "key": "id"}},
+            {"name": "files", "type": "csv", "config": {"area": f"{folder}/files"}},
+            {
+                "name": "subscribers", "type": "http", "config": {"url": f"{site}/subscribers/{{key}}"},
+                "mapping": {"name": "name"}, "after": ["table"],
+            },
+        ],
+    }  # fmt: skip
+    jobq.create_workflow(
+        spec, kind="SYNC", name="demo-customers", schedule=Every(seconds=15), max_consecutive_job_failures_allowed=10
+    )
+    jobq.trigger("demo-customers")  # nobody likes to wait for the first one
 
 
 def create_container_workflow(jobq: JobQ, image: str) -> None:

@@ -57,7 +57,7 @@ def dev(settings: Settings, *, demo: bool = False, plain: bool = False) -> int:
             watch = live.Watch(jobq.database)
             watch.look()
             with embedded:
-                parts = stack.enter_context(_Demo(jobq, screen)) if demo else None
+                parts = stack.enter_context(_Demo(jobq, screen, place.files)) if demo else None
                 header = _header(settings, place, embedded.queues, parts)
                 screen.say(header)
                 _watch(watch, screen, stopping, below=header.count("\n") + 1)
@@ -77,6 +77,11 @@ class _Place:
 
     database_url: str
     log: Path
+
+    @property
+    def files(self) -> Path:
+        """The folder that the demo's Syncs may write to."""
+        return self.log.with_suffix("")
 
 
 def _place(settings: Settings) -> _Place:
@@ -112,7 +117,10 @@ def _demo_place() -> Iterator[_Place]:
         lock.flush()
         for name in ("demo.db", "demo.db-wal", "demo.db-shm", "demo.log"):
             (folder / name).unlink(missing_ok=True)
-        yield _Place(f"sqlite:///{folder / 'demo.db'}", folder / "demo.log")
+        place = _Place(f"sqlite:///{folder / 'demo.db'}", folder / "demo.log")
+        shutil.rmtree(place.files, ignore_errors=True)
+        place.files.mkdir(exist_ok=True)
+        yield place
 
 
 def _make_folder(folder: Path) -> None:
@@ -128,7 +136,10 @@ def _make_folder(folder: Path) -> None:
 
 
 def _adapted(settings: Settings, place: _Place, *, demo: bool) -> Settings:
-    """The settings of this run. The demo probes this machine, every few seconds, whatever the policy is elsewhere."""
+    """The settings of this run. The demo probes this machine, every few seconds, whatever the policy is elsewhere.
+
+    Its files lie in its own folder, and it reaches no others.
+    """
     changed: dict[str, Any] = {
         "database_url": place.database_url, "drain_timeout": min(settings.drain_timeout, _GRACE),
     }  # fmt: skip
@@ -138,6 +149,7 @@ def _adapted(settings: Settings, place: _Place, *, demo: bool) -> Settings:
             update={
                 "probe_networks": [*settings.policy.probe_networks, demonstration.LOOPBACK],
                 "min_interval": timedelta(seconds=1),
+                "areas": [str(place.files)],
             }
         )
     return settings.model_copy(update=changed)
@@ -212,11 +224,15 @@ def _header(settings: Settings, place: _Place, queues: dict[str, int], parts: _D
         ("log", str(place.log)),
     ]
     if parts:
-        facts += [("pages", f"{parts.site.url}/ok /slow /flaky /down"), ("containers", parts.containers)]
+        facts += [
+            ("pages", f"{parts.site.url}/ok /slow /flaky /down"),
+            ("sync", f"{parts.site.url}/customers to {place.files}/"),
+        ]
+        facts += [("containers", parts.containers)]
     jobq = _program()
     tries = [
         "job list",
-        "workflow trigger demo-by-hand" if parts else "enqueue heartbeat https://example.org",
+        "workflow trigger demo-customers" if parts else "enqueue heartbeat https://example.org",
         "job why ID",
     ]
     lines = [f"jobq {version('jobq')}: {what}, in one process. Ctrl-C stops it.", ""]
@@ -247,8 +263,8 @@ def _program() -> str:
 class _Demo:
     """The site, the workflows and the application, as long as the block lasts."""
 
-    def __init__(self, jobq: JobQ, screen: _Screen) -> None:
-        self._jobq, self._screen = jobq, screen
+    def __init__(self, jobq: JobQ, screen: _Screen, folder: Path) -> None:
+        self._jobq, self._screen, self._folder = jobq, screen, folder
         self.site = demonstration.Site()
         self._application = demonstration.Application(jobq, self.site.url)
         self.containers = ""
@@ -256,6 +272,7 @@ class _Demo:
     def __enter__(self) -> _Demo:
         self.site.start()
         demonstration.create_workflows(self._jobq, self.site.url)
+        demonstration.create_sync_workflow(self._jobq, self.site.url, self._folder)
         self.containers = self._try_containers(pull=False)
         self._application.start()
         return self

@@ -47,6 +47,9 @@ class ContainerOptions:
     pids: Annotated[int | None, Option(help="Limit of processes; default: 128.")] = None
     network: Annotated[str | None, Option(help="A Docker network that the operator allows; default: none.")] = None
     pull: Annotated[str | None, Option(metavar="missing|always|never", help="When to pull; default: missing.")] = None
+    registry_secret: Annotated[
+        str | None, Option(metavar="NAME", help="Secret with the login for the image's registry.")
+    ] = None
     output: Annotated[str | None, Option(help="Folder in the container whose files become artifacts.")] = None
 
     def asked(self) -> dict[str, Any]:
@@ -54,7 +57,8 @@ class ContainerOptions:
         return given(
             env=_pairs(self.env, "--env", code="invalid_env"), secrets=_pairs(self.secret, "--secret"),
             entrypoint=self.entrypoint, working_dir=self.workdir, user=self.user, memory=self.memory, cpus=self.cpus,
-            pids=self.pids, network=self.network, pull=self.pull, output=self.output,
+            pids=self.pids, network=self.network, pull=self.pull, registry_secret=self.registry_secret,
+            output=self.output,
         )  # fmt: skip
 
 
@@ -69,14 +73,19 @@ class HeartbeatOptions:
     header: Annotated[
         list[str] | None, Option("--header", "-H", metavar="NAME:VALUE", help="Request header; repeatable.")
     ] = None
+    secret_header: Annotated[
+        list[str] | None, Option(metavar="NAME:SECRET", help="Request header from a stored secret; repeatable.")
+    ] = None
     body_contains: Annotated[str | None, Option(help="Text that the answer must hold.")] = None
 
     def asked(self) -> dict[str, Any]:
         """As fields of the spec."""
         headers = _pairs(self.header, "--header", separator=":")
         return given(
-            method=self.method, expected_status_code=self.expect, headers=headers, body_contains=self.body_contains
-        )
+            method=self.method, expected_status_code=self.expect, headers=headers,
+            secret_headers=_pairs(self.secret_header, "--secret-header", separator=":"),
+            body_contains=self.body_contains,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""What ``jobq dev`` shows: the workflows and the newest jobs as tables, or a line for each job that ended."""
+"""What ``jobq dev`` shows: the workflows and the newest jobs as tables, or a line for each job that ended.
+
+Children of a SYNC are shown as the progress of their SYNC, never one by one.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -12,9 +15,9 @@ from uuid import UUID
 
 from jobq.cli.output import duration, plain, state
 from jobq.errors import NotFound
-from jobq.models import Job, Workflow, WorkflowStatus
+from jobq.models import FanOut, Job, Workflow, WorkflowStatus
 from jobq.states import Reason, Status
-from jobq.store import jobs, workflows
+from jobq.store import exports, jobs, workflows
 from jobq.store.jobs import JobFilter
 from jobq.store.workers import database_now
 
@@ -32,7 +35,10 @@ _LINES = 40
 """Jobs looked at, workflows shown, and lines written at most, per second."""
 _FOLLOWED = 2000
 """Jobs that have not ended of which the end will be told, at most."""
+_SYNCS = 20
+"""Fan-outs looked at: their children may push everything else out of the newest jobs."""
 _NO_FILTER = JobFilter()
+_SYNC = "SYNC"
 
 
 @dataclass(slots=True)
@@ -45,6 +51,8 @@ class Seen:
     ended: list[Job]
     """Since the last look, in the order in which they ended."""
     terminated: list[Workflow]
+    progress: dict[UUID, str]
+    """Of SYNCs: what became of their children."""
 
 
 @dataclass(slots=True)
@@ -56,6 +64,10 @@ class Watch:
     failed: Counter[UUID] = field(default_factory=Counter)
     last: dict[UUID, Job] = field(default_factory=dict)
     """Per workflow, since the start: jobs that completed, that failed, and the one that ended last."""
+    _shown: dict[UUID, Job] = field(default_factory=dict)
+    _progress: dict[UUID, str] = field(default_factory=dict)
+    _came_to: dict[UUID, str] = field(default_factory=dict)
+    """Progress of SYNCs, and of those that have ended: it stays as it is."""
     _live: set[UUID] = field(default_factory=set)
     _newest: UUID | None = None
     _terminated: set[UUID] = field(default_factory=set)
@@ -65,15 +77,41 @@ class Watch:
         with self.database.read() as conn:
             at = database_now(conn)
             flows = workflows.list_page(conn, None, after=None, limit=_WORKFLOWS)
-            newest = jobs.list_page(conn, None, _NO_FILTER, before=None, limit=_NEWEST)
+            newest = self._look_at_jobs(conn)
             ended = self._ended(conn, newest)
+            self._look_at_syncs(conn, newest)
         terminated = {flow.id for flow in flows if flow.status is WorkflowStatus.TERMINATED}
         new = [] if self._newest is None else [flow for flow in flows if flow.id in terminated - self._terminated]
         self._terminated = terminated
         self._newest = max([job.id for job in newest], default=UUID(int=0))
         for job in ended:
             self._count(job)
-        return Seen(at, flows, newest, ended, new)
+        return Seen(at, flows, newest, ended, new, self._progress)
+
+    def _look_at_jobs(self, conn: Connection) -> list[Job]:
+        """The newest jobs that are no children, and those that were shown before their children came."""
+        rows = jobs.list_page(conn, None, _NO_FILTER, before=None, limit=_NEWEST)
+        found = {job.id: job for job in rows if job.entity_key is None}
+        if len(found) < len(rows):
+            found |= {job_id: job for job_id, job in self._shown.items() if job.finished and job_id not in found}
+            others = {*self._shown, *exports.newest_fanouts(conn, _SYNCS)} - found.keys()
+            found |= {job.id: job for job in self._get(conn, others)}
+        newest = sorted(found.values(), key=lambda job: job.id, reverse=True)[:_NEWEST]
+        self._shown = {job.id: job for job in newest}
+        return newest
+
+    def _look_at_syncs(self, conn: Connection, newest: list[Job]) -> None:
+        syncs = [job for job in newest if job.kind == _SYNC and job.started_at is not None][:_SYNCS]
+        self._progress = {
+            job.id: self._came_to.get(job.id) or _progress(job, exports.fanout(conn, job.id)) for job in syncs
+        }
+        self._came_to = {job.id: self._progress[job.id] for job in syncs if job.finished}
+
+    @staticmethod
+    def _get(conn: Connection, ids: Iterable[UUID]) -> Iterator[Job]:
+        for job_id in sorted(ids):
+            with suppress(NotFound):  # pruned meanwhile
+                yield jobs.get(conn, None, job_id)
 
     def _ended(self, conn: Connection, newest: list[Job]) -> list[Job]:
         known = {job.id: job for job in newest}
@@ -86,11 +124,7 @@ class Watch:
 
     def _ended_elsewhere(self, conn: Connection, ids: set[UUID]) -> list[Job]:
         """Which of the jobs that newer ones pushed out of sight have ended."""
-        found = []
-        for job_id in sorted(ids - jobs.unfinished(conn, ids)) if ids else ():
-            with suppress(NotFound):  # pruned meanwhile
-                found.append(jobs.get(conn, None, job_id))
-        return found
+        return list(self._get(conn, ids - jobs.unfinished(conn, ids))) if ids else []
 
     def _count(self, job: Job) -> None:
         if job.workflow_id is not None:
@@ -104,7 +138,7 @@ class Watch:
 
 def lines(seen: Seen) -> list[str]:
     """A line for each job that ended, and for each workflow that its failures ended."""
-    shown = [_line(_ending(job), job.name, _took(job), _message(job)) for job in seen.ended[:_LINES]]
+    shown = [_line(_ending(job), job.name, _took(job), _message(job, seen.progress)) for job in seen.ended[:_LINES]]
     if len(seen.ended) > _LINES:
         counts = Counter(_ending(job) for job in seen.ended[_LINES:])
         shown.append(f"…          {', '.join(f'{number} more {word}' for word, number in sorted(counts.items()))}")
@@ -121,8 +155,17 @@ def _ending(job: Job) -> str:
     return "skipped" if job.reason is Reason.SKIPPED else job.status.lower()
 
 
-def _message(job: Job) -> str:
-    message = plain(job.message or "")
+def _progress(job: Job, counts: FanOut) -> str:
+    """How far a SYNC is, or what it came to."""
+    ended = counts.completed + counts.skipped + counts.failed + counts.canceled
+    if not job.finished:
+        failed = f", {counts.failed} failed" if counts.failed else ""
+        return f"{ended}/{counts.total}{'+' if counts.reading else ''} children{failed}"
+    return f"{counts.read} read, {counts.new} new, {counts.updated} updated, {counts.total} children"
+
+
+def _message(job: Job, progress: dict[UUID, str]) -> str:
+    message = plain((not job.finished and progress.get(job.id)) or job.message or progress.get(job.id) or "")
     if job.attempt > 1:
         message += f" (attempt {job.attempt})"
     return message
@@ -143,7 +186,7 @@ def tables(seen: Seen, watch: Watch, *, height: int) -> RenderableType:
     from rich.console import Group
 
     rows = max(height - len(seen.workflows) - 8, 5)
-    return Group(_workflows(seen, watch), _jobs(seen.newest[:rows]))
+    return Group(_workflows(seen, watch), _jobs(seen.newest[:rows], seen.progress))
 
 
 def _workflows(seen: Seen, watch: Watch) -> Table:
@@ -158,13 +201,13 @@ def _workflows(seen: Seen, watch: Watch) -> Table:
     return table
 
 
-def _jobs(newest: Iterable[Job]) -> Table:
+def _jobs(newest: Iterable[Job], progress: dict[UUID, str]) -> Table:
     table = _table("state", "kind", "job", ">took", "message")
     table.columns[-1].ratio = 1
     for job in newest:
         table.add_row(
             _in_color(job.status, _standing(job)), _text(job.kind), _text(job.name), _text(_took(job)),
-            _text(_message(job)),
+            _text(_message(job, progress)),
         )  # fmt: skip
     return table
 
@@ -196,8 +239,9 @@ def _in_color(status: Status | WorkflowStatus, text: str) -> Text:
 
 
 def _standing(job: Job) -> str:
-    """The status; for a job that waits, what for."""
-    return job.reason.lower() if job.status is Status.PENDING else _ending(job)
+    """The status; for a job that waits, what for; for a SYNC that somebody holds or ends, how."""
+    told = job.status is Status.PENDING or job.reason in {Reason.PAUSING, Reason.PAUSED, Reason.DEQUEUING}
+    return job.reason.lower() if told else _ending(job)
 
 
 def _schedule(flow: Workflow) -> str:

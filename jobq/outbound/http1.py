@@ -59,6 +59,8 @@ class Request:
     """Asked with the status of the answer: is its body of any interest?"""
     keep_body: bool = True
     """False: the body is read and counted, but not kept."""
+    confidential: bool = False
+    """True: the headers hold secrets, which a server may echo: problems quote next to nothing of what came."""
 
     def encode(self) -> bytes:
         """The bytes to send. ``Connection: close``: each request has its own connection."""
@@ -140,7 +142,7 @@ class Answer:
         while not (end := _BLANK_LINE.search(buffer, max(0, seen - 3))):
             seen = len(buffer)
             if not buffer.startswith(b"HTTP/"[:seen]):
-                raise InvalidAnswer(f"it begins with {bytes(buffer[:24])!r}")
+                raise self._no_http(bytes(buffer))
             if seen > MAX_HEAD:
                 raise InvalidAnswer(f"its headers exceed {MAX_HEAD // 1024} KiB")
             yield from self._more("in the middle of the headers" if buffer else "without an answer")
@@ -150,11 +152,14 @@ class Answer:
         del buffer[: end.end()]
         return head
 
+    def _no_http(self, data: bytes) -> InvalidAnswer:
+        return InvalidAnswer(f"it begins with {data[: 2 if self._request.confidential else 24]!r}")
+
     def _parse_head(self, head: bytes) -> None:
         first, *lines = _FOLD.sub(b" ", head).split(b"\n")
         found = _STATUS_LINE.fullmatch(first.rstrip(b"\r"))
         if not found:
-            raise InvalidAnswer(f"it begins with {first[:24]!r}")
+            raise self._no_http(first)
         self.status = int(found[1])
         self.phrase = (found[2] or b"").decode("latin-1").strip()
         self.headers.clear()

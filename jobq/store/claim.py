@@ -263,7 +263,8 @@ def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
     if outcome.status is Status.CANCELED:
         return _change(worker_id, report, canceled(why), kind="CANCELED")
     if outcome.reason is Reason.REQUEUED:
-        if row.requeues < MAX_REQUEUES and row.now - row.since < MAX_REQUEUED_FOR:
+        in_time = row.now - row.since < MAX_REQUEUED_FOR or not row.requeues  # it may have waited long to be asked
+        if row.requeues < MAX_REQUEUES and in_time:
             back = give_back(desired=desired, due_in=outcome.delay, why=why)
             change = _change(worker_id, report, back, kind="REQUEUED")
             change.requeued = True

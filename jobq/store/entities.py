@@ -60,6 +60,24 @@ def _upsert(dialect: str) -> Any:
     ).returning(entities.c.key, entities.c.version)  # fmt: skip
 
 
+def lock(conn: Connection, tenant: str, domain: str, keys: Sequence[str]) -> None:
+    """Lock stored entities until the transaction ends, as ``upsert`` does."""
+    if keys:
+        conn.execute(_lock(conn.dialect.name), {"asked": each_at(Place(tenant, domain, ""), keys)}).all()
+
+
+@cache
+def _lock(dialect: str) -> Any:
+    asked, e = incoming(dialect, "asked", PLACES).c, entities.c
+    stored = sa.and_(e.tenant == asked.tenant, e.domain == asked.domain, e.key == asked.key)
+    return (
+        sa.select(e.key)
+        .select_from(asked.key.table.join(entities, stored))
+        .order_by(e.key)
+        .with_for_update(of=entities)
+    )
+
+
 def get(conn: Connection, tenant: str, domain: str, key: str) -> Row[Any] | None:
     """The stored entity."""
     c = entities.c
@@ -98,33 +116,38 @@ def lacking(conn: Connection, at: Place, rules: str, keys: Iterable[str]) -> tup
 
     ``rules``: the fingerprint of its mapping and conditions; what was written by others is written again.
     """
-    parameters = {**at._asdict(), "rules": rules, "keys": id_list(conn.dialect.name, keys)}
+    parameters = {"rules": rules, "asked": each_at(at, keys)}
     rows = conn.execute(_lacking(conn.dialect.name), parameters).all()
     behind = {row.key for row in rows if not row.current}
     return behind, {row.key for row in rows if row.current and row.skipped}
 
 
+PLACES: dict[str, Any] = {"tenant": sa.Text(), "domain": sa.Text(), "target": sa.Text(), "key": sa.Text()}
+
+
+def each_at(at: Place, keys: Iterable[str]) -> str:
+    """The parameter that ``incoming`` reads as ``PLACES``.
+
+    Each row says all of its place. Of a tenant and a domain that come as values of their own a planner without
+    statistics believes that they hold next to nothing, and walks over them.
+    """
+    return rows_json([{**at._asdict(), "key": key} for key in sorted(keys)])
+
+
 @cache
 def _lacking(dialect: str) -> Any:
     """Stored entities without a watermark that is current and was written: behind, or filtered as they are."""
+    asked, e, w = incoming(dialect, "asked", PLACES).c, entities.c, watermarks.c
+    stored = sa.and_(e.tenant == asked.tenant, e.domain == asked.domain, e.key == asked.key)
     mark = sa.and_(
-        watermarks.c.tenant == entities.c.tenant,
-        watermarks.c.domain == entities.c.domain,
-        watermarks.c.target == sa.bindparam("target", type_=sa.Text),
-        watermarks.c.key == entities.c.key,
-        watermarks.c.version >= entities.c.version,
-        watermarks.c.rules == sa.bindparam("rules", type_=sa.Text),
-    )
-    current = sa.case((watermarks.c.key.is_not(None), 1), else_=0)
+        w.tenant == asked.tenant, w.domain == asked.domain, w.key == asked.key, w.target == asked.target,
+        w.version >= e.version, w.rules == sa.bindparam("rules", type_=sa.Text),
+    )  # fmt: skip
+    current = sa.case((w.key.is_not(None), 1), else_=0)
     return (
-        sa.select(entities.c.key, current.label("current"), watermarks.c.skipped)
-        .select_from(entities.outerjoin(watermarks, mark))
-        .where(
-            entities.c.tenant == sa.bindparam("tenant", type_=sa.Text),
-            entities.c.domain == sa.bindparam("domain", type_=sa.Text),
-            is_one_of(dialect, entities.c.key, "keys"),
-            sa.or_(watermarks.c.key.is_(None), watermarks.c.skipped),
-        )
+        sa.select(e.key, current.label("current"), w.skipped)
+        .select_from(asked.key.table.join(entities, stored).outerjoin(watermarks, mark))
+        .where(sa.or_(w.key.is_(None), w.skipped))
     )
 
 

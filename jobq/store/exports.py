@@ -92,3 +92,8 @@ def problems(conn: Connection, job_id: UUID, *, behind: int, limit: int) -> list
         .limit(limit)
     )
     return [Problem(row.number, row.entity_key, row.error_class, row.message) for row in conn.execute(query)]
+
+
+def newest_fanouts(conn: Connection, limit: int) -> list[UUID]:
+    """The SYNCs that began last, the newest first."""
+    return list(conn.scalars(sa.select(fanouts.c.job_id).order_by(fanouts.c.job_id.desc()).limit(limit)))

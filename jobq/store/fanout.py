@@ -32,6 +32,8 @@ from jobq.sync import TargetSpec
 QUEUE = "replication"
 TOO_LARGE = "fanout_too_large"
 """The error class of a SYNC whose limit of children was reached."""
+TWICE = "duplicate_key"
+"""The error class of an entity that comes again with other content when it has its child: it has to be taken up again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ class _Place(NamedTuple):
 class _Children:
     """The children that a batch makes, target by target."""
 
+    read: set[str]
+    """The entities that the source gave."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     of: dict[str, dict[str, UUID]] = field(default_factory=dict)
     """target → entity → the job that a later target's child waits for."""
@@ -166,15 +170,16 @@ def add_batch(
     if job is None:
         return None
     changed = entities.upsert(conn, job.tenant, job.domain, owner.job_id, batch.found)
+    entities.lock(conn, job.tenant, job.domain, batch.again)
     versions = {**dict.fromkeys(batch.again, 0), **dict.fromkeys((each.key for each in batch.found), 0), **changed}
-    made = _Children()
+    made = _Children({each.key for each in batch.found})
     for target in targets:
         _plan(conn, _Place(owner.job_id, job.tenant, job.domain), target, versions, made)
     if made.rows and not _fits(conn, owner, made, policy):
         return Added(too_many=True)
     _write(conn, owner, job, made, policy)
     twice = [
-        Failure(key, "duplicate_key", "the source gave this entity twice in one run; the last content was kept")
+        Failure(key, TWICE, "the source gave this entity twice in one run; the last content was kept")
         for key in sorted(made.twice & changed.keys())
     ]
     new = sum(version == 1 for version in changed.values())
@@ -224,23 +229,23 @@ def _plan(conn: Connection, place: _Place, target: TargetPlan, versions: dict[st
         count += 1
     made.totals[target.name] = count
     made.duplicates[target.name] = duplicates
-    made.existing[target.name] = len(versions.keys() - filtered - mine) - count  # what has a child is its to report
+    made.existing[target.name] = len(made.read - filtered - mine - children.keys())  # what has a child is its to report
 
 
 def _own_children(conn: Connection, parent_id: UUID, target: str, keys: Iterable[str]) -> set[str]:
     """Which of these entities have a child of this very SYNC."""
-    parameters = {"parent": parent_id, "target": target, "keys": id_list(conn.dialect.name, keys)}
-    return set(conn.scalars(_own(conn.dialect.name), parameters))
+    asked = rows_json([{"parent_id": parent_id, "target": target, "key": key} for key in sorted(keys)])
+    return set(conn.scalars(_own(conn.dialect.name), {"asked": asked}))
 
 
 @cache
 def _own(dialect: str) -> Any:
-    return sa.select(jobs.c.entity_key).where(
-        jobs.c.parent_id == sa.bindparam("parent", type_=sa.Uuid),
-        jobs.c.target == sa.bindparam("target", type_=sa.Text),
-        is_one_of(dialect, jobs.c.entity_key, "keys"),
+    asked = incoming(dialect, "asked", {"parent_id": sa.Uuid(), "target": sa.Text(), "key": sa.Text()})
+    same = sa.and_(
+        jobs.c.parent_id == asked.c.parent_id, jobs.c.target == asked.c.target, jobs.c.entity_key == asked.c.key,
         jobs.c.entity_key.is_not(None),
-    )
+    )  # fmt: skip
+    return sa.select(jobs.c.entity_key).select_from(asked.join(jobs, same))
 
 
 class _Live(NamedTuple):
@@ -256,8 +261,10 @@ def _live_children(conn: Connection, at: entities.Place, rules: str, keys: Itera
     Locked, because promotion must not take away a PENDING one between this look and our commit: it would read the
     older payload. It stands in for a new one if its SYNC is neither held nor ending, and writes by the same rules.
     """
-    parameters = {**at._asdict(), "keys": id_list(conn.dialect.name, keys)}
-    rows = conn.execute(_live(conn.dialect.name), parameters).all()
+    dialect = conn.dialect.name
+    seen = conn.scalars(_seen(dialect), {"asked": entities.each_at(at, keys)})
+    ids = [UUID(each) for of_one in seen if of_one for each in of_one.split(",")]
+    rows = conn.execute(_live(dialect), {"ids": id_list(dialect, ids)}).all() if ids else []
     waiting = [row for row in rows if row.status == Status.PENDING.value and row.desired == Desired.RUN.value]
     same = _of_rules(conn, {row.parent_id for row in waiting}, at.target, rules) if waiting else set()
     stand_ins = {row.id for row in waiting if row.parent_id in same}
@@ -282,20 +289,25 @@ def _specs(dialect: str) -> Any:
 
 
 @cache
+def _seen(dialect: str) -> Any:
+    """The ids of the live children of each entity: a subquery, so that each entity is looked up by its index."""
+    asked = incoming(dialect, "asked", entities.PLACES)
+    ids = sa.func.aggregate_strings(sa.cast(jobs.c.id, sa.Text), ",")
+    of_one = sa.select(ids).where(
+        jobs.c.tenant == asked.c.tenant, jobs.c.domain == asked.c.domain, jobs.c.target == asked.c.target,
+        jobs.c.entity_key == asked.c.key, jobs.c.entity_key.is_not(None), jobs.c.finished_at.is_(None),
+    )  # fmt: skip
+    return sa.select(of_one.correlate(asked).scalar_subquery()).select_from(asked)
+
+
+@cache
 def _live(dialect: str) -> Any:
     parent = jobs.alias("parent")
     wanted = sa.case((parent.c.finished_at.is_(None), parent.c.desired), else_=Desired.CANCEL.value).label("desired")
     return (
         sa.select(jobs.c.id, jobs.c.entity_key, jobs.c.status, jobs.c.parent_id, wanted)
         .join(parent, parent.c.id == jobs.c.parent_id)
-        .where(
-            jobs.c.tenant == sa.bindparam("tenant", type_=sa.Text),
-            jobs.c.domain == sa.bindparam("domain", type_=sa.Text),
-            jobs.c.target == sa.bindparam("target", type_=sa.Text),
-            is_one_of(dialect, jobs.c.entity_key, "keys"),
-            jobs.c.entity_key.is_not(None),
-            jobs.c.finished_at.is_(None),
-        )
+        .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.finished_at.is_(None))
         .order_by(jobs.c.id)
         .with_for_update(of=jobs)
     )
@@ -421,20 +433,37 @@ def add_files(conn: Connection, owner: Owner, batch: Sifted, written: Mapping[st
 
 
 def unfinished_business(conn: Connection, parent_id: UUID, behind: UUID | None, limit: int) -> list[Row[Any]]:
-    """Children of an earlier SYNC that failed or never ran, in the order of their ids, behind one of them."""
+    """Children of an earlier SYNC that failed, or have not come to an end, in the order of their ids, behind one of them.
+
+    Those that still live may fail yet: whoever takes them up stands behind them, and is taken up next.
+    """
     query = (
         sa.select(jobs.c.id, jobs.c.entity_key)
         .where(
             jobs.c.parent_id == parent_id,
             jobs.c.entity_key.is_not(None),
-            jobs.c.finished_at.is_not(None),
-            jobs.c.status.in_([Status.FAILED.value, Status.CANCELED.value]),
+            jobs.c.status != Status.COMPLETED.value,
         )
         .order_by(jobs.c.id)
         .limit(limit)
     )
     if behind is not None:
         query = query.where(jobs.c.id > behind)
+    return list(conn.execute(query))
+
+
+def changed_meanwhile(conn: Connection, parent_id: UUID, behind: int, limit: int) -> list[Row[Any]]:
+    """Entities that changed while an earlier SYNC read, and had their child by then, behind the problem of that number."""
+    query = (
+        sa.select(sync_problems.c.number, sync_problems.c.entity_key)
+        .where(
+            sync_problems.c.job_id == parent_id,
+            sync_problems.c.number > behind,
+            sync_problems.c.error_class == TWICE,
+        )
+        .order_by(sync_problems.c.number)
+        .limit(limit)
+    )
     return list(conn.execute(query))
 
 

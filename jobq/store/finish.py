@@ -131,7 +131,7 @@ def _put_back(dialect: str) -> Any:
     ready_at = sa.case((change.c.requeued > 0, now()), else_=sa.func.coalesce(jobs.c.ready_at, now()))
     return (
         sa.update(jobs)
-        .where(_guarded(change), jobs.c.desired != "CANCEL")
+        .where(_guarded(change), jobs.c.desired.in_(("RUN", "PAUSE")))
         .values(
             status=change.c.status, reason=sa.case((held, Reason.PAUSED.value), else_=change.c.reason),
             message=change.c.message, error_class=change.c.error_class,

@@ -562,7 +562,7 @@ def test_the_newest_content_arrives_whatever_two_syncs_and_their_children_do_at_
     def read(seed: int) -> None:
         mine = random.Random(seed)
         for number in range(rounds):
-            sync = store.sync_by_hand(worker)
+            sync = store.sync(worker)
             for part in (names[:3], names[3:]):
                 mine.shuffle(part)
                 store.added(sync, dict.fromkeys(part, f"{seed}.{number}"))

@@ -57,13 +57,14 @@ def test_all_options_of_a_container_job_reach_the_job(command: Command) -> None:
         "--stale-after", "never", "--dedupe-key", "d1", "--at", "2026-11-30T08:00:00+01:00", "--idempotency-key", "i1",
         "--state", '{"from": "cli"}', "-e", "A=1=2", "--env", "B=", "--memory", "64MB", "--cpus", "0.5", "--pids", "32",
         "--pull", "never", "--user", "1:1", "--workdir", "/w", "--entrypoint", "sh", "--output", "/out",
+        "--registry-secret", "registry-login",
         "--", "-c", "echo $A --name",
     )  # fmt: skip
     found = command.ok("job", "show", job, "--json").document
     assert found["spec"] == {
         "image": "alpine:3", "command": ["-c", "echo $A --name"], "entrypoint": ["sh"], "env": {"A": "1=2", "B": ""},
         "memory": 64 * 1024 * 1024, "cpus": 0.5, "pids": 32, "pull": "never", "user": "1:1", "working_dir": "/w",
-        "output": "/out", "network": None, "secrets": {}, "files": {},
+        "output": "/out", "network": None, "secrets": {}, "files": {}, "registry_secret": "registry-login",
     }  # fmt: skip
     expected = {
         "name": "every option", "queue": "batch", "priority": 7, "timeout": 120.0, "max_attempts": 4,
@@ -77,12 +78,12 @@ def test_all_options_of_a_container_job_reach_the_job(command: Command) -> None:
 def test_all_options_of_a_heartbeat_reach_the_job(command: Command) -> None:
     done = command.ok(
         "enqueue", "heartbeat", "https://example.org/", "--expect", "204", "--method", "HEAD",
-        "-H", "Accept: text/html", "--header", "X-Trace:a:b", "--json",
+        "-H", "Accept: text/html", "--header", "X-Trace:a:b", "--secret-header", "Authorization: page-token", "--json",
     )  # fmt: skip
     spec = command.ok("job", "show", done.document["id"], "--json").document["spec"]
     assert spec == {
         "endpoint": "https://example.org/", "method": "HEAD", "expected_status_code": 204, "body_contains": None,
-        "headers": {"Accept": "text/html", "X-Trace": "a:b"},
+        "headers": {"Accept": "text/html", "X-Trace": "a:b"}, "secret_headers": {"Authorization": "page-token"},
     }  # fmt: skip
 
 

@@ -5,11 +5,12 @@ import pty
 import re
 import select
 import signal
+import sqlite3
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fcntl import ioctl
 from pathlib import Path
 from termios import TIOCSWINSZ
@@ -89,15 +90,38 @@ def test_the_demo_tells_its_story(start: Callable[..., Dev]) -> None:
     )
     dev.wait_for(r"^completed  demo-front-page +[\d.]+ ms  200 OK")
     dev.wait_for(r"^completed  demo-slow-page ")
+    dev.wait_for(r"^failed     demo-customers .* 1 of 54 replications failed$")
     dev.wait_for(r"^completed  app-urgent ")
     dev.wait_for(r"^completed  demo-flaky-page .*\(attempt 2\)$")
     dev.wait_for(r"^failed     demo-page-down .* got 503 Service Unavailable$")
     dev.wait_for(r"^completed  app-scheduled-job ")
     dev.wait_for(r"^terminated demo-page-down +the workflow: 4 jobs in a row failed$")
+    began = time.monotonic()
     assert dev.stop(signal.SIGINT) == 0
+    assert time.monotonic() - began < 4
     assert dev.text.splitlines()[-1].startswith("stopped; the database stays: sqlite:///")
     assert "Traceback" not in dev.text
     assert "warning" not in dev.text.lower()
+
+
+def test_customers_of_the_demo_go_into_a_table_into_files_and_slowly_to_subscribers(
+    start: Callable[..., Dev], tmp_path: Path
+) -> None:
+    dev = start("--demo")
+    url = dev.wait_for(r"^  export JOBQ_DATABASE_URL=(\S+)$")[1]
+    folder = Path(dev.wait_for(r"^  sync +http://127\.0\.0\.1:\d+/customers to (\S+)/$")[1])
+    assert folder.is_relative_to(tmp_path)
+    dev.wait_for(r"^failed     demo-customers ")
+    with closing(sqlite3.connect(folder / "shop.db")) as shop:
+        assert shop.execute("SELECT count(*), min(name) FROM customers").fetchone() == (18, "Ada C01")
+    assert len(list((folder / "files").iterdir())) == 18
+    with JobQ(url) as jobq:
+        first = jobq.list(kinds=frozenset({"SYNC"})).items[-1]
+        [refused] = [one for one in jobq.exports(first.id, limit=200).items if one.status == "fail"]
+        assert (refused.key, refused.target, refused.error_class) == ("C07", "subscribers", "InvalidPayload")
+        assert jobq.fanout(first.id).targets["subscribers"].success == 17
+        assert sum(child.requeues for child in jobq.children(first.id, limit=200).items) > 0, "none had to wait"
+    assert dev.stop(signal.SIGTERM) == 0
 
 
 def test_what_the_header_says_to_try_works(start: Callable[..., Dev], environment: dict[str, str]) -> None:
@@ -218,6 +242,9 @@ def read_until(terminal: int, pattern: str, timeout: float = 40) -> str:
 def test_on_a_terminal_tables_are_drawn_and_control_c_ends_them(environment: dict[str, str]) -> None:
     with on_terminal(environment, 40, 100) as (pid, terminal):
         shown = read_until(terminal, r"completed +HEARTBEAT +demo-front-page")
+        shown += read_until(terminal, r"running +SYNC +demo-customers.*\d+/54 children")
+        shown += read_until(terminal, r"failed +SYNC +demo-customers +[\d.]+ s +1 of 54")
+        assert "REPLICATION" not in shown, "children are the progress of their SYNC"
         for heading in ("workflow", "schedule", "next in", "last job", "message"):
             assert heading in shown
         os.write(terminal, b"\x03")

@@ -1,5 +1,6 @@
 """The documents hold: their code runs, their commands and settings exist, their links lead somewhere."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -41,6 +42,7 @@ def installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Jo
     """What a reader has: a database in the environment, and workers that run jobs (without network or Docker)."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("JOBQ_SECRET_KEY", "a key that only this test knows")
+    monkeypatch.setenv("JOBQ_POLICY__AREAS", json.dumps([str(tmp_path)]))
     with running(Settings(plugins=STAND_INS)) as jobq:
         monkeypatch.setenv("JOBQ_DATABASE_URL", jobq.settings.database_url)
         yield jobq

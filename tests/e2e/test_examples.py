@@ -1,8 +1,10 @@
 """The examples run as their first lines say, and print what their last lines say."""
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -11,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from jobq import Status
+from tests import services
+from tests.command import Command
 from tests.fleet import JOBQ, Fleet
 from tests.services import wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "shop")
+USED_BY_OTHERS = {"shop", "customers_service"}
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in USED_BY_OTHERS)
 PLUGIN = EXAMPLES / "plugin-greeting"
 
 
@@ -44,6 +49,44 @@ def test_an_example_prints_what_it_says(name: str, tmp_path: Path) -> None:
     assert len(printed) == len(promised(script)), done.stdout + done.stderr
     for line, expected in zip(printed, promised(script), strict=True):
         assert re.fullmatch(re.escape(expected).replace(r"\.\.\.", ".*"), line), f"{line!r} is not {expected!r}"
+
+
+def test_customers_yaml_runs_as_its_first_lines_say(tmp_path: Path) -> None:
+    folder, port = tmp_path / "exchange", services.free_port()
+    folder.mkdir()
+    text = (EXAMPLES / "customers.yaml").read_text()
+    (tmp_path / "customers.yaml").write_text(
+        text.replace("8321", str(port)).replace("/tmp/jobq-customers", str(folder))
+    )
+    command = Command(
+        tmp_path, JOBQ_SECRET_KEY="a key of your own, long enough", JOBQ_POLICY__PROBE_NETWORKS='["127.0.0.0/8"]',
+        JOBQ_POLICY__AREAS=json.dumps([str(folder)]), JOBQ_DOCKER_HOST=f"unix://{tmp_path}/docker.sock",
+    )  # fmt: skip
+    service = subprocess.Popen(
+        [sys.executable, EXAMPLES / "customers_service.py", str(port)], stdout=subprocess.DEVNULL
+    )
+    try:
+        dev = command.start("dev")
+        wait_until(lambda: "Ctrl-C stops it" in command.printed(dev), 30, what="jobq dev")
+        command.ok("secret", "set", "crm-token", stdin="open-sesame\n")
+        command.ok("workflow", "apply", "-f", "customers.yaml")
+        done = command("workflow", "trigger", "customers", "--wait")
+        job = done.out.split()[0]
+        failed = [one for one in command.ok("job", "exports", job, "--json").items if one["status"] == "fail"]
+        dev.send_signal(signal.SIGTERM)
+        assert dev.wait(15) == 0, command.printed(dev, "err")
+    finally:
+        service.kill()
+        service.wait()
+        command.close()
+
+    assert done.code == 1, done.err
+    assert "1 of 24 replications failed" in done.out
+    assert [(one["key"], one["target"], one["error_class"]) for one in failed] == [
+        ("8", "newsletter", "InvalidPayload")
+    ]
+    assert (folder / "1.csv").read_text().splitlines() == ["id,name,email", "1,Ada No. 1,ada@example.org"]
+    assert len(list(folder.iterdir())) == 12
 
 
 # --- the plugin: a package of its own --------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
 
-from jobq.broker import Hint
+from jobq.broker import TASK, VERSION, Hint
 from jobq.errors import Unavailable
 from jobq.store.jobs import new_id
 from scheduler.publish import Publisher
@@ -94,3 +97,31 @@ def test_an_item_that_is_no_message_does_not_stop_the_worker_from_working(stack:
         client.lpush(f"jobq.{QUEUE}", b"\x80garbage")
     ids = stack.store.enqueue(10)
     stack.wait(ids)
+
+
+def test_a_celery_worker_that_knows_nothing_of_jobq_takes_both_forms(stack: Stack, redis_url: str) -> None:
+    stock, taken = Celery(broker=redis_url, set_as_current=False), list[Any]()
+    stock.conf.update(task_ignore_result=True, task_default_queue=f"jobq.{QUEUE}", worker_hijack_root_logger=False)
+
+    @stock.task(name=TASK, shared=False)
+    def run(*args: Any) -> None:
+        taken.append(list(args))
+
+    hints = [Hint(QUEUE, [new_id()]) for _ in range(4)]
+    stack.broker.publish(hints[:2])
+    stack.broker._send(hints[2:])
+    with start_worker(stock, pool="solo", perform_ping_check=False):
+        wait_until(lambda: len(taken) == 4)
+    assert sorted(taken) == sorted([VERSION, QUEUE, [hint.ids[0].hex]] for hint in hints)
+
+
+def test_hints_go_over_one_connection_which_is_replaced_when_redis_closed_it(stack: Stack, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        for _ in range(5):
+            stack.broker.publish([Hint(QUEUE, [new_id()])])
+        connections = {one["id"] for one in client.client_list()}
+        stack.broker.publish([Hint(QUEUE, [new_id()])])
+        assert {one["id"] for one in client.client_list()} == connections
+        client.client_kill_filter(_type="normal", skipme=True)
+        stack.broker.publish([Hint(QUEUE, [new_id()])])
+        assert client.llen(f"jobq.{QUEUE}") == 7

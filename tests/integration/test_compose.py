@@ -11,7 +11,7 @@ import yaml
 from tests import services
 
 ROOT = Path(__file__).parents[2]
-POOLS = ["container", "heartbeat"]
+POOLS = ["container", "heartbeat", "sync"]
 OURS = ["migrate", "scheduler", *POOLS]
 
 
@@ -48,6 +48,7 @@ def test_two_schedulers_run_so_that_one_may_die(compose: dict[str, Any]) -> None
 def test_each_kind_has_a_pool_of_workers_with_its_own_slots(compose: dict[str, Any]) -> None:
     assert compose["container"]["command"] == ["worker", "-Q", "container:8"]
     assert compose["heartbeat"]["command"] == ["worker", "-Q", "heartbeat:2000"]
+    assert compose["sync"]["command"] == ["worker", "-Q", "sync:4,replication:200"]
 
 
 def test_the_schema_is_upgraded_once_before_anything_of_ours_starts(compose: dict[str, Any]) -> None:

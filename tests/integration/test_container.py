@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import socket
 import time
@@ -345,6 +346,15 @@ async def test_a_policy_that_became_stricter_refuses_an_accepted_job(docker_engi
     assert outcome.reason is Reason.INVALID
     assert "not among the images" in outcome.message
     assert job.steps == []
+
+
+async def test_more_processors_than_the_host_has_end_the_job_as_invalid(executor: ContainerExecutor) -> None:
+    count = os.cpu_count()
+    job = Job()
+    outcome = await executor.execute(shell("true", cpus=500), job.ctx)
+    assert (outcome.status, outcome.reason, outcome.retry) == (Status.FAILED, Reason.INVALID, False)
+    assert outcome.message == (f"cpus: 500 is more than there is: the host has {count} CPUs; ask for {count} at most")
+    assert job.executing == 0
 
 
 async def test_ten_containers_run_at_once(executor: ContainerExecutor) -> None:

@@ -1,14 +1,19 @@
 """What `jobq dev` tells of a database: each end once, in few words, safe for a terminal."""
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from jobq import Every, Heartbeat, JobQ
+from jobq import Every, Heartbeat, JobQ, Reason
 from jobq.cli.live import Watch, lines, tables
+from jobq.embedded import Embedded
+from jobq.settings import Policy
+from tests.services import wait_until
 
 PAGE = Heartbeat(endpoint="https://example.org/")
 
@@ -91,3 +96,28 @@ def test_tables_fit_the_terminal(jobq: JobQ, watch: Watch) -> None:
     assert all(len(line) <= 80 for line in rows)
     assert any("front-page" in line and "every 5 min" in line and "active" in line for line in rows)
     assert any("ready" in line and "job-59" in line for line in rows)
+
+
+def test_a_sync_shows_how_many_children_have_ended_and_they_do_not_push_it_out_of_sight(
+    jobq: JobQ, watch: Watch, tmp_path: Path
+) -> None:
+    """Its children may be more than all the jobs that are looked at, and come before the first look at it."""
+    area = f"{tmp_path}/area"
+    settings = jobq.settings.model_copy(update={"policy": Policy(areas=[area]), "broker_url": "memory://"})
+    Path(area).mkdir()
+    Path(area, "in.jsonl").write_text("".join(f'{{"id": {number}}}\n' for number in range(300)))
+    target = {"name": "out", "type": "sql", "config": {"url": f"sqlite:///{area}/none.db", "table": "t", "key": "id"}}
+    source = {"type": "jsonl", "config": {"path": f"{area}/in.jsonl"}}
+    with JobQ(settings=settings) as allowed:
+        allowed.queues.pause("replication")
+        job = allowed.enqueue({"domain": "d", "source": source, "targets": [target]}, kind="SYNC", name="all-of-d")
+        with Embedded(settings, {"sync": 1, "replication": 20}):
+            wait_until(lambda: allowed.get(job.id).reason is Reason.FANNED_OUT, 20, what="the children")
+            shown = StringIO()
+            Console(file=shown, width=120, height=30).print(tables(watch.look(), watch, height=30))
+            assert re.search(r"running +SYNC +all-of-d +0/300 children", shown.getvalue())
+            allowed.cancel(job.id)
+            wait_until(lambda: allowed.get(job.id).finished, 20, what="its end")
+
+    [told] = lines(watch.look())
+    assert told.startswith("canceled   all-of-d")

@@ -19,6 +19,7 @@ from jobq.retry import RetryPolicy
 from jobq.states import Trigger
 from jobq.store import claim, finish, jobs, materialize, promote, workers
 from jobq.store.database import Database
+from tests.fanouts import FanOuts, keys, refused
 
 FILL = 1500
 BATCH = 100
@@ -138,7 +139,7 @@ def test_a_statement_of_the_hot_path_touches_only_its_own_rows(
     recorded.run(lambda conn: workers.renew(conn, recorded.worker, 30.0, None))
     walks = list(walked(recorded.plans))
     assert len(recorded.plans) >= 10, "nothing was explained"
-    assert not walks
+    assert walks == []
 
 
 @pytest.mark.parametrize("analyzed", [never, while_full, while_queued, after_the_drain])
@@ -155,7 +156,7 @@ def test_a_look_that_finds_nothing_walks_past_nothing(recorded: Recorded, analyz
     recorded.run(lambda conn: workers.adopt(conn, recorded.worker, "here", 50))
     walks = list(walked(recorded.plans))
     assert len(recorded.plans) >= 8, "nothing was explained"
-    assert not walks
+    assert walks == []
 
 
 def walked(plans: list[dict[str, Any]]) -> Iterator[str]:
@@ -172,3 +173,52 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for below in plan.get("Plans", []):
         yield from nodes(below)
+
+
+# --- fan-outs ---------------------------------------------------------------------------------------------------------
+
+
+def crowd(recorded: Recorded) -> tuple[FanOuts, UUID]:
+    """Many entities that a target has, many children that have ended, and as many that wait in a paused fan-out."""
+    for table in ("entities", "watermarks", "fanouts", "fanout_targets", "fanout_deltas", "after"):
+        name = f"ALTER TABLE jobq_{table} SET (autovacuum_enabled = off)"
+        recorded.run(lambda conn, name=name: conn.exec_driver_sql(name))
+    store = FanOuts(recorded.database)
+    worker = store.worker({"sync": 10, "replication": BATCH}, lease=300.0)
+    store.fanned_out(worker, keys(FILL))
+    store.finish_all(worker)
+    held = store.fanned_out(
+        worker, [f"x{key}" for key in keys(FILL)], [{"name": "crm"}, {"name": "erp", "after": ["crm"]}]
+    )
+    store.pause(held.id)
+    store.settle()
+    return store, worker
+
+
+@pytest.mark.parametrize("analyzes", [False, True])
+def test_a_fan_out_touches_only_its_own_rows(recorded: Recorded, analyzes: bool) -> None:
+    store, worker = crowd(recorded)
+    if analyzes:
+        recorded.analyze()
+    recorded.plans.clear()
+    sync = store.sync(worker)
+    part = BATCH // 2
+    assert store.added(sync, dict.fromkeys(keys(part), 2)).updated == part
+    assert store.added(sync, keys(2 * part)[part:]).existing == part
+    assert store.added(sync, dict.fromkeys([f"y{key}" for key in keys(part)], 1)).new == part
+    assert store.added(sync, dict.fromkeys([f"x{key}" for key in keys(10)], 2)).updated == 10
+    taken = store.take_children(worker, part)
+    assert len(taken) == part
+    assert all(child.payload is not None for child in taken)
+    store.write(worker, *taken[:-10])
+    store.record(worker, *(refused(child) for child in taken[-10:]))
+    store.pause(sync.id)
+    store.resume(sync.id)
+    store.end_reading(sync)
+    store.park(sync)
+    store.settle()
+    counts = store.counts(sync)
+    walks = list(walked(recorded.plans))
+    assert (counts.total, counts.completed, counts.failed) == (2 * part + 10, part - 10, 10)
+    assert len(recorded.plans) >= 40, "nothing was explained"
+    assert walks == []

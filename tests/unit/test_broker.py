@@ -154,6 +154,35 @@ def test_a_message_is_plain_json_for_the_one_task_and_carries_nothing_else(
     assert json.loads(base64.b64decode(message["body"]))[1] == {}
 
 
+def test_a_message_is_field_by_field_what_celery_itself_sends(broker: CeleryBroker, client: redis.Redis) -> None:
+    broker.publish([Hint("noop", [JOB])])
+    broker._send([Hint("noop", [JOB])])
+    theirs, ours = (json.loads(item) for item in client.lrange("jobq.noop", 0, -1))
+    assert theirs["properties"]["correlation_id"] == theirs["headers"]["root_id"] == theirs["headers"]["id"]
+    assert ours["properties"]["correlation_id"] == ours["headers"]["root_id"] == ours["headers"]["id"]
+    for message in (theirs, ours):  # what differs from message to message, what is for people, and who is to reply
+        for field in ("id", "root_id", "argsrepr"):
+            assert message["headers"].pop(field)
+        for field in ("correlation_id", "delivery_tag", "reply_to"):
+            assert isinstance(message["properties"].pop(field), str)
+    assert ours == theirs
+
+
+def test_no_two_messages_have_the_same_id_or_delivery_tag(broker: CeleryBroker, client: redis.Redis) -> None:
+    broker.publish([Hint("noop", [JOB])] * 20)
+    sent = [json.loads(item) for item in client.lrange("jobq.noop", 0, -1)]
+    assert len({message["headers"]["id"] for message in sent}) == 20
+    assert len({message["properties"]["delivery_tag"] for message in sent}) == 20
+
+
+def test_a_prefix_of_all_keys_is_kept_to(broker: CeleryBroker, client: redis.Redis) -> None:
+    broker._app.conf.broker_transport_options["global_keyprefix"] = "ours:"
+    broker.publish([Hint("noop", [JOB])])
+    broker._send([Hint("noop", [JOB])])
+    assert client.llen("ours:jobq.noop") == 2
+    assert not client.exists("jobq.noop")
+
+
 def test_each_hint_goes_to_the_queue_of_its_jobs(broker: CeleryBroker, client: redis.Redis) -> None:
     broker.publish([Hint("a", [JOB]), Hint("b", [JOB]), Hint("a", [JOB])])
     assert (broker.depth("a"), broker.depth("b"), broker.depth("c")) == (2, 1, 0)

@@ -178,8 +178,8 @@ def test_each_refusal_of_the_engine_says_whether_trying_again_may_help() -> None
     assert missing.message == 'the container did not start: exec: "x": executable file not found in $PATH'
     assert (missing.reason, missing.error_class, missing.retry) == (Reason.INVALID, "start_failed", False)
     assert refusals.start_refused(EngineRefused(500, "no space left on device")).retry
-    assert refusals.create_refused(EngineRefused(400, "bad")).reason is Reason.INVALID
-    assert refusals.create_refused(EngineRefused(500, "no space")).retry
+    assert refusals.create_refused(EngineRefused(400, "bad"), 1).reason is Reason.INVALID
+    assert refusals.create_refused(EngineRefused(500, "no space"), 1).retry
     assert refusals.pull_refused("x", EngineRefused(404, "manifest unknown")).error_class == "image_not_found"
     assert refusals.pull_refused("x", EngineRefused(500, "dial tcp: timeout")).error_class == "pull_failed"
     assert refusals.before_start(EngineAway("gone")).error_class == "docker_unavailable"

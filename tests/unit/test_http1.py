@@ -55,6 +55,13 @@ def test_the_caller_s_headers_replace_the_defaults_but_never_the_framing() -> No
     assert "transfer-encoding" not in sent
 
 
+def test_an_answer_to_a_request_with_secrets_is_not_quoted_because_servers_echo() -> None:
+    for echo in (b"s3cr3t-token\r\n\r\n", b"HTTP/s3cr3t-token\r\n\r\n"):
+        with pytest.raises(InvalidAnswer, match="it begins with") as caught:
+            Answer(Request(TARGET, confidential=True)).feed(echo)
+        assert "3cr3t" not in str(caught.value)
+
+
 def test_a_body_is_sent_with_its_length() -> None:
     sent = Request(TARGET, "POST", body=b"{}").encode()
     assert b"\r\nContent-Length: 2\r\n" in sent

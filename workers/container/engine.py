@@ -171,9 +171,13 @@ class DockerEngine:
             "POST", f"/images/create?fromSrc=-&repo={quote(name)}&tag={quote(tag)}", data=tar, headers=kind
         )
 
-    async def pull(self, image: str, *, deadline: float) -> None:
-        """Pull an image within ``deadline`` seconds. EngineRefused: the registry or the engine said no."""
+    async def pull(self, image: str, *, deadline: float, auth: str = "") -> None:
+        """Pull an image within ``deadline`` seconds. EngineRefused: the registry or the engine said no.
+
+        ``auth``: the login for its registry, as ``registry.auth_header`` writes it.
+        """
         name, tag = split_image(image)
+        headers = {"X-Registry-Auth": auth} if auth else {}
         lines = b""
 
         def collect(piece: bytes) -> None:
@@ -183,7 +187,9 @@ class DockerEngine:
         try:
             async with (
                 asyncio.timeout(deadline),
-                self._reply("POST", f"/images/create?fromImage={quote(name)}&tag={quote(tag)}", None) as reply,
+                self._reply(
+                    "POST", f"/images/create?fromImage={quote(name)}&tag={quote(tag)}", None, headers=headers
+                ) as reply,
             ):
                 await self._stream(reply, collect, None)
         except TimeoutError as late:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 from jobq.models import Outcome
@@ -24,6 +25,10 @@ _HOPELESS = (
     "unable to find user",
     "unable to find group",
 )
+
+_UNAUTHORIZED = ("unauthorized", "no basic auth credentials")
+_NO_IMAGE = ("not found", "manifest unknown", "denied")
+_TOO_MANY_CPUS = re.compile(r"only (\d+) CPUs? available")
 
 AWAY_PAUSE = timedelta(seconds=10)
 
@@ -63,15 +68,20 @@ def pull_overdue(image: str, seconds: float) -> Outcome:
     )
 
 
-def pull_refused(image: str, refused: EngineRefused) -> Outcome:
-    """The registry has no such image for us, or could not be asked."""
-    said = refused.message
-    if refused.status == 404 or "not found" in said or "manifest unknown" in said or "denied" in said:
+def pull_refused(image: str, refused: EngineRefused, registry_secret: str | None = None) -> Outcome:
+    """The registry has no such image for us, or could not be asked. ``registry_secret``: as whom it was asked."""
+    said = f"the image {image} cannot be pulled: {refused.message}"
+    if registry_secret:
+        login = f"the login in the secret {registry_secret!r}"
+    else:
+        login = "whether it needs a login, which registry_secret would name"
+    if any(words in refused.message for words in _UNAUTHORIZED):
+        return Outcome.failed(f"{said}; check {login}", error_class="pull_denied", retry=False)
+    if refused.status == 404 or any(words in refused.message for words in _NO_IMAGE):
         return Outcome.failed(
-            f"the image {image} cannot be pulled: {said}; check its name and tag, and whether the engine may read it",
-            error_class="image_not_found", retry=False,
+            f"{said}; check its name and tag, and {login}", error_class="image_not_found", retry=False
         )  # fmt: skip
-    return Outcome.failed(f"the image {image} cannot be pulled: {said}", error_class="pull_failed")
+    return Outcome.failed(said, error_class="pull_failed")
 
 
 def image_missing(image: str) -> Outcome:
@@ -82,8 +92,11 @@ def image_missing(image: str) -> Outcome:
     )  # fmt: skip
 
 
-def create_refused(refused: EngineRefused) -> Outcome:
-    """The engine did not make the container."""
+def create_refused(refused: EngineRefused, cpus: float) -> Outcome:
+    """The engine did not make the container, for which ``cpus`` were asked."""
+    if refused.status < 500 and (found := _TOO_MANY_CPUS.search(refused.message)):
+        has = f"{found[1]} CPU{'s' if found[1] != '1' else ''}"
+        return Outcome.invalid(f"cpus: {cpus:g} is more than there is: the host has {has}; ask for {found[1]} at most")
     said = f"the Docker engine refused to create the container: {_plain(refused.message)}"
     if refused.status < 500:
         return Outcome.invalid(said)

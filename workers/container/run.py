@@ -15,11 +15,12 @@ from datetime import UTC, datetime, timedelta
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
+from jobq.errors import InvalidInput
 from jobq.models import Outcome
 from jobq.plugins import Context, Stop
 from jobq.settings import Settings
 from jobq.specs import Container
-from workers.container import files, refusals
+from workers.container import files, refusals, registry
 from workers.container.config import Claim, create_body
 from workers.container.end import Ended, Why, instant, outcome
 from workers.container.engine import DockerEngine, EngineAway, EngineError, EngineOverdue, EngineRefused
@@ -51,6 +52,7 @@ class ContainerRun:
         self.spec = spec
         self.ctx = ctx
         self.hold = Hold(place.engine, Claim(ctx.job.id, ctx.job.attempt), place.settings.env_id)
+        self._login: registry.Login | None = None
         self._why: Why | None = None
 
     async def execute(self) -> Outcome:
@@ -85,6 +87,7 @@ class ContainerRun:
         """Bring the container into being; an Outcome if that cannot be done, or the job was told to stop."""
         deadline = time.monotonic() + self.place.settings.prepare_timeout.total_seconds()
         try:
+            self._login = self._read_login()
             if self.hold.claim.attempt > 1:
                 await self.hold.remove_older()
             if self.spec.pull == "always" and (failed := await self._pull(deadline)):
@@ -95,21 +98,33 @@ class ContainerRun:
                 await self._put_files()
         except files.SecretMissing as missing:
             return Outcome.invalid(f"there is no secret {str(missing)!r}: store it with `jobq secret set`")
+        except InvalidInput as unusable:
+            return Outcome.invalid(str(unusable))
         except EngineError as error:
             return self._failed_before_start(error)
         return None
 
+    def _read_login(self) -> registry.Login | None:
+        """The login for the image's registry; read before anything is asked, whether or not a pull will follow."""
+        if (name := self.spec.registry_secret) is None:
+            return None
+        if name not in self.ctx.secrets:
+            raise files.SecretMissing(name)
+        return registry.read_login(name, self.ctx.secrets[name])
+
     async def _pull(self, deadline: float) -> Outcome | None:
         image = self.spec.image
+        auth = registry.auth_header(image, self._login) if self._login else ""
         self.ctx.log(f"pulling {image}")
         try:
             with self.ctx.step("pull"):
                 left = max(0.1, deadline - time.monotonic())
-                done = await self._unless_stopped(self.place.engine.pull(image, deadline=left))
+                done = await self._unless_stopped(self.place.engine.pull(image, deadline=left, auth=auth))
         except EngineOverdue:
             return refusals.pull_overdue(image, self.place.settings.prepare_timeout.total_seconds())
         except EngineRefused as refused:
-            return refusals.pull_refused(image, refused)
+            said = EngineRefused(refused.status, registry.masked(refused.message, self._login))
+            return refusals.pull_refused(image, said, self.spec.registry_secret)
         return None if done else self._not_started()
 
     async def _create(self, deadline: float) -> Outcome | None:
@@ -127,7 +142,7 @@ class ContainerRun:
             return Outcome.failed(message, error_class="container_name_taken")
         except EngineRefused as refused:
             if refused.status != 404:
-                return refusals.create_refused(refused)
+                return refusals.create_refused(refused, self.spec.cpus)
             if self.spec.pull == "never" or any(step.name == "pull" for step in self.ctx.steps):
                 return refusals.image_missing(self.spec.image)
             return await self._pull(deadline) or await self._create(deadline)

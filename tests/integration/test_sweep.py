@@ -1,0 +1,63 @@
+"""The sweep for orphans beside executors of CONTAINER that are not jobq's own, and beside an engine that goes away."""
+
+import logging
+import time
+from typing import ClassVar
+
+import pytest
+
+from jobq import Container, Context, Outcome, Settings
+from jobq.plugins import BUILT_IN, Kind
+from jobq.states import Status
+from jobq.testing import running
+from tests import services
+
+
+class Bare:
+    """Runs containers elsewhere: no Docker engine, no host."""
+
+    kind: ClassVar[Kind] = BUILT_IN["CONTAINER"]
+
+    async def execute(self, spec: Container, ctx: Context) -> Outcome:
+        return Outcome.succeeded()
+
+
+class Hosted(Bare):
+    """Its work lives on a host of another sort: what it calls an engine is none of ours."""
+
+    host = "a cluster"
+    engine = "https://cluster.example.org"
+
+
+class Recovering(Bare):
+    """Its work outlives the worker, and it forgot to say where."""
+
+    async def recover(self, spec: Container, ctx: Context) -> Outcome:
+        return Outcome.lost()
+
+
+@pytest.mark.parametrize("executor", [Bare, Hosted, Recovering])
+def test_a_plugin_that_runs_containers_is_left_alone_by_the_sweep(
+    executor: type[Bare], caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = f"{__name__}:{executor.__name__}"
+    with caplog.at_level(logging.WARNING), running(Settings(plugins=[plugin]), queues={"container": 1}) as jobq:
+        job = jobq.wait(jobq.enqueue(Container(image="busybox")).id, timeout=20)
+        assert job.status is Status.COMPLETED
+        time.sleep(1.0)  # the sweep and the lease had their turn
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_an_engine_that_goes_away_is_said_once_without_a_traceback(
+    docker_engine: services.Docker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.service._SWEEP_EVERY", 0.1)
+    with running(Settings(docker_host=docker_engine.url), queues={"container": 1}) as jobq:
+        job = jobq.enqueue({"image": docker_engine.image, "command": ["true"]}, kind="CONTAINER")
+        assert jobq.wait(job.id, timeout=30).status is Status.COMPLETED
+        caplog.clear()
+        docker_engine.kill()
+        services.wait_until(lambda: "the loop sweep waits" in caplog.text, what="the sweep to notice")
+        time.sleep(2.0)
+    assert caplog.text.count("the loop sweep waits: the Docker engine at") == 1
+    assert "Traceback" not in caplog.text
