@@ -24,6 +24,7 @@ from jobq.store.fanout import Added, ChildPolicy, Owner, Sifted, TargetPlan
 from jobq.store.tables import jobs as job_table
 from jobq.store.tables import watermarks
 from jobq.sync import TargetSpec
+from tests.services import wait_until
 from tests.stores import Store, ended
 
 SLOTS = {"sync": 1000, "replication": 20_000}
@@ -89,7 +90,8 @@ class FanOuts(Store):
         """This worker's next attempt of a SYNC, past the promoter: whose children wait goes on waiting."""
         assert self.job(job_id).status in {"PENDING", "QUEUED"}
         self.pretend(job_id, status="QUEUED", reason="dispatched", queued_at=0, next_send_at=60, due_at=None)
-        (job,) = self.claim(worker, [job_id], "sync")
+        # A promoter may have its row at this moment, and a claim passes over it.
+        (job,) = wait_until(lambda: self.claim(worker, [job_id], "sync"))
         sync = Sync(job, worker, plans(targets))
         if opens:
             assert self.open(sync) is not None

@@ -152,17 +152,21 @@ class Run:
     async def look_back(self) -> tuple[UUID | None, bool]:
         """Where the last run of the domain ended, in ``state``, for an incremental run.
 
-        Returns the SYNC whose failed children are taken up again, and whether that is all there is to do. An
-        incremental run would not read those entities again, because they have not changed since.
+        Returns the SYNC whose failed children are taken up again, and whether that is all there is to do: a retry
+        reads again only where entities failed before they had children. An incremental run would not read those
+        entities again, because they have not changed since.
         """
         return await asyncio.to_thread(self._look_back)
 
     def _look_back(self) -> tuple[UUID | None, bool]:
         job, incremental = self.ctx.job, self._by_state
         with self.database.read() as conn:
-            if job.retry_of is not None and fanout.ended_as(conn, job.retry_of) is Reason.PARTIAL:
-                return job.retry_of, True
+            before = None if job.retry_of is None else fanout.partly_done(conn, job.retry_of)
             stored = get_state(conn, job.tenant, self.spec.domain)
+        if before is not None:  # what the source could not tell is asked again, from where that run began
+            self._since = (before.cursor or {}).get("since")
+            self.state = None if stored is None else stored.state
+            return job.retry_of, not before.invalid
         if stored is None:
             return None, False
         if incremental:

@@ -34,7 +34,13 @@ def list_events(conn: Connection, subject: str) -> list[Row[Any]]:
     return list(conn.execute(sa.select(events).where(events.c.subject == subject).order_by(events.c.id)))
 
 
-def _lock(conn: Connection, tenant: str | None, job_id: UUID) -> Row[Any]:
+def _lock(conn: Connection, tenant: str | None, job_id: UUID, *, to_stop: bool = False) -> Row[Any]:
+    """The job's row, locked. ``to_stop``: a SYNC's children will be stopped, so the lock of promotion comes first.
+
+    Whoever takes both takes them in this order.
+    """
+    if to_stop and conn.scalar(sa.select(jobs.c.kind).where(jobs.c.id == job_id)) == SYNC:
+        take_promote_lock(conn, wait=True)
     query = sa.select(jobs).where(jobs.c.id == job_id).with_for_update()
     row = conn.execute(query if tenant is None else query.where(jobs.c.tenant == tenant)).first()
     if row is None:
@@ -48,7 +54,7 @@ def cancel(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> No
     A SYNC with children is dequeued: from now on none of them starts, those that wait are canceled, and it ends when
     the last one that runs has ended. Raises Conflict ``already_finished`` if the job has ended.
     """
-    row = _lock(conn, tenant, job_id)
+    row = _lock(conn, tenant, job_id, to_stop=True)
     status = Status(row.status)
     if row.finished_at is not None:
         raise Conflict(f"Job {job_id} has ended as {row.status}.", code="already_finished")
@@ -69,7 +75,7 @@ def pause(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> Non
 
     Raises Conflict: ``already_finished``, or ``not_pausable`` for AUTOMATIC and for running jobs that are no SYNC.
     """
-    row = _lock(conn, tenant, job_id)
+    row = _lock(conn, tenant, job_id, to_stop=True)
     if row.finished_at is not None:
         raise Conflict(f"Job {job_id} has ended as {row.status}.", code="already_finished")
     if row.kind != SYNC and row.trigger == Trigger.AUTOMATIC.value:
@@ -98,10 +104,9 @@ def pause(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> Non
 def _stop_children(conn: Connection, parent_id: UUID, desired: Desired, reason: Reason) -> None:
     """From now on no child of this SYNC starts; those that were promoted wait again.
 
-    Promotion is held off by its lock, and claims by the rows: a claim that is under way is through when this has the
+    Promotion is held off by its lock, which the caller has, and claims by the rows: a claim that is under way is through when this has the
     row, and one that comes later finds the job PENDING.
     """
-    take_promote_lock(conn, wait=True)
     running = sa.case((jobs.c.status == Status.RUNNING.value, reason.value), else_=jobs.c.reason)
     conn.execute(sa.update(jobs).where(jobs.c.id == parent_id).values(desired=desired.value, reason=running))
     promoted = conn.execute(

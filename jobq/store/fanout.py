@@ -467,7 +467,11 @@ def changed_meanwhile(conn: Connection, parent_id: UUID, behind: int, limit: int
     return list(conn.execute(query))
 
 
-def ended_as(conn: Connection, job_id: UUID) -> Reason | None:
-    """The reason of a job that has ended; None: it has not, or is gone."""
-    found = conn.scalar(sa.select(jobs.c.reason).where(jobs.c.id == job_id, jobs.c.finished_at.is_not(None)))
-    return None if found is None else Reason(found)
+def partly_done(conn: Connection, job_id: UUID) -> Row[Any] | None:
+    """The fan-out of a SYNC that ended FAILED·partial (invalid, cursor); None: it ended otherwise, or is gone."""
+    found: Any = conn.execute(
+        sa.select(fanouts.c.invalid, fanouts.c.cursor)
+        .join(jobs, jobs.c.id == fanouts.c.job_id)
+        .where(jobs.c.id == job_id, jobs.c.status == Status.FAILED.value, jobs.c.reason == Reason.PARTIAL.value)
+    ).first()
+    return None if found is None else found

@@ -47,19 +47,20 @@ def _of_children(
     dialect = conn.dialect.name
     parents = {"ids": id_list(dialect, {parent for parent, _ in children.values()})}
     rows = {(row.parent_id, row.target): row for row in conn.execute(_fanouts(dialect), parents)}
-    holds = held(conn)
-    tried = _being_tried(conn, in_flight) if holds else set()
+    room = _room_of_held(conn, in_flight)
     found: dict[str, int] = {}
     for lane, place in children.items():
         row, name = rows.get(place), (tenants[lane], place[1])
         if row is None or row.desired != Desired.RUN:
             found[lane] = 0
-        elif name in holds:
-            # Where the time is over, one job of all SYNCs goes to see whether the target takes it.
-            found[lane] = 0 if holds[name] or name in tried else 1
-            tried.add(name)
-        elif row.concurrency is not None:
-            found[lane] = row.concurrency
+            continue
+        limit = row.concurrency
+        if name in room:  # what is left of it goes to the lane that comes first
+            tried = in_flight[lane] + room[name]
+            limit = tried if limit is None else min(limit, tried)
+            room[name] = 0
+        if limit is not None:
+            found[lane] = limit
     return found
 
 
@@ -73,11 +74,18 @@ def _fanouts(dialect: str) -> Any:
     )
 
 
-def _being_tried(conn: Connection, in_flight: Counter[str]) -> set[Name]:
-    """Targets that have a job in flight."""
+def _room_of_held(conn: Connection, in_flight: Counter[str]) -> dict[Name, int]:
+    """How many more jobs each target takes that asked for patience; others are missing."""
+    room = held(conn)
+    if not room:
+        return {}
     dialect = conn.dialect.name
-    flying = [place for lane, count in in_flight.items() if count > 0 and (place := of_lane(lane)) is not None]
-    parents = {"ids": id_list(dialect, {parent for parent, _ in flying})}
+    flying = {lane: place for lane, count in in_flight.items() if count > 0 and (place := of_lane(lane)) is not None}
+    parents = {"ids": id_list(dialect, {parent for parent, _ in flying.values()})}
     query = sa.select(jobs.c.id, jobs.c.tenant).where(is_one_of(dialect, jobs.c.id, "ids"))
     tenants = {row.id: row.tenant for row in conn.execute(query, parents)}
-    return {(tenants[parent], target) for parent, target in flying if parent in tenants}
+    for lane, (parent, target) in flying.items():
+        name = (tenants.get(parent, ""), target)
+        if name in room:
+            room[name] = max(room[name] - in_flight[lane], 0)
+    return room

@@ -20,6 +20,7 @@ from jobq.store.tables import (
     requests,
     schedulers,
     sync_problems,
+    targets,
     workers,
     workflows,
 )
@@ -28,6 +29,8 @@ _OF_JOBS = {
     attempts: "job_id", job_data: "job_id", job_logs: "job_id", artifacts: "job_id", fanouts: "job_id",
     fanout_targets: "parent_id", sync_problems: "job_id",
 }  # fmt: skip
+TARGETS_KEPT = 3600.0
+"""How long it is remembered that a target asked for patience, in seconds after that time is over."""
 REQUESTS_KEPT = 24 * 3600.0
 """How long an idempotency key is remembered, in seconds."""
 
@@ -67,6 +70,7 @@ def _prune_rest(conn: Connection, retention: float) -> None:
     conn.execute(sa.delete(requests).where(requests.c.created_at < later(-REQUESTS_KEPT)))
     # Those of a job go with it; its workflow may keep it longer.
     conn.execute(sa.delete(events).where(events.c.at < later(-retention), ~events.c.subject.startswith("job:")))
+    conn.execute(sa.delete(targets).where(targets.c.not_before < later(-TARGETS_KEPT)))
     conn.execute(sa.delete(schedulers).where(schedulers.c.renewed_at < later(-3600)))
     held = sa.exists().where(jobs.c.worker_id == workers.c.id)
     conn.execute(sa.delete(workers).where(workers.c.dead_at < later(-retention), ~held))

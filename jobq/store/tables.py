@@ -346,10 +346,11 @@ sync_states = Table(
 targets = Table(
     "jobq_targets",
     metadata,
-    # A target that asked for patience: promotion holds its jobs until then, and lets one probe it afterwards.
+    # A target that asked for patience: promotion holds its jobs until then, and lets a few through afterwards.
     Column("tenant", sa.Text, primary_key=True),
     Column("name", sa.Text, primary_key=True),
     Column("not_before", Instant, nullable=False),
+    Column("allowed", sa.Integer, nullable=False),  # from then on: how many of its jobs may be in flight
     Column("message", sa.Text),
 )
 

@@ -1,7 +1,8 @@
 """Targets that asked for patience: a known "not now" of one child spares the target for all of them.
 
 Promotion holds the jobs of such a target until the time is over, and then lets one through to see whether it is
-welcome: the first child that ends in any other way than "not now" lifts the hold.
+welcome. Whatever ends in any other way than "not now" doubles how many may be in flight (slow start, as in RFC 5681):
+without it all free slots of a fleet would rush to a target that takes three a second, be refused, and come again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ Name = tuple[str, str]
 _COLUMNS: dict[str, Any] = {"tenant": sa.Text(), "name": sa.Text(), "seconds": sa.Float(), "message": sa.Text()}
 
 
+OPEN = 256
+"""In flight at once: from there on the target is as good as any other."""
+
+
 def hold(conn: Connection, asked: Mapping[Name, tuple[timedelta, str]]) -> None:
     """These targets asked to be left alone for so long, and why; a longer hold stays."""
     rows = [
@@ -41,13 +46,19 @@ def hold(conn: Connection, asked: Mapping[Name, tuple[timedelta, str]]) -> None:
 @cache
 def _hold(dialect: str) -> Any:
     new = incoming(dialect, "asked", _COLUMNS)
-    rows = sa.select(new.c.tenant, new.c.name, later(new.c.seconds), new.c.message).where(new.c.name.is_not(None))
-    statement = insert(dialect, targets).from_select(["tenant", "name", "not_before", "message"], rows)
+    one: Any = sa.literal_column("1")
+    rows = sa.select(new.c.tenant, new.c.name, later(new.c.seconds), one, new.c.message).where(new.c.name.is_not(None))
+    columns = ["tenant", "name", "not_before", "allowed", "message"]
+    statement = insert(dialect, targets).from_select(columns, rows)
     asked = statement.excluded
+    longer = targets.c.not_before < asked.not_before
     return statement.on_conflict_do_update(
         index_elements=["tenant", "name"],
-        set_={"not_before": asked.not_before, "message": asked.message},
-        where=targets.c.not_before < asked.not_before,
+        set_={
+            "not_before": sa.case((longer, asked.not_before), else_=targets.c.not_before),
+            "message": sa.case((longer, asked.message), else_=targets.c.message),
+            "allowed": asked.allowed,
+        },
     )
 
 
@@ -62,12 +73,18 @@ def lift(conn: Connection, answered: Iterable[Name]) -> None:
 def _lift(dialect: str) -> Any:
     names = incoming(dialect, "answered", {"tenant": sa.Text(), "name": sa.Text()})
     same = sa.and_(names.c.tenant == targets.c.tenant, names.c.name == targets.c.name)
-    return sa.delete(targets).where(
-        targets.c.not_before <= now(), sa.exists(sa.select(sa.literal_column("1")).select_from(names).where(same))
+    return (
+        sa.update(targets)
+        .where(targets.c.not_before <= now(), targets.c.allowed < OPEN)
+        .where(sa.exists(sa.select(sa.literal_column("1")).select_from(names).where(same)))
+        .values(allowed=targets.c.allowed * 2)
     )
 
 
-def held(conn: Connection) -> dict[Name, bool]:
-    """All holds: True while the time is not over, False where the target may be tried with one job."""
-    rows = conn.execute(sa.select(targets.c.tenant, targets.c.name, (targets.c.not_before > now()).label("closed")))
-    return {(row.tenant, row.name): bool(row.closed) for row in rows}
+def held(conn: Connection) -> dict[Name, int]:
+    """How many jobs each target that asked for patience may have in flight: 0 while its time is not over."""
+    closed = sa.case((targets.c.not_before > now(), 0), else_=targets.c.allowed)
+    rows = conn.execute(
+        sa.select(targets.c.tenant, targets.c.name, closed.label("allowed")).where(targets.c.allowed < OPEN)
+    )
+    return {(row.tenant, row.name): int(row.allowed) for row in rows}

@@ -13,6 +13,7 @@ from jobq.states import Desired, Reason
 from jobq.store.database import now
 from jobq.store.exports import fanout
 from jobq.store.tables import after, fanout_targets, jobs, targets
+from jobq.store.targets import OPEN
 
 _SHOWN = 3
 
@@ -67,15 +68,15 @@ def why_lane_closed(conn: Connection, job: Job, load: Load) -> str | None:
         asked = "paused" if parent.desired == Desired.PAUSE else "canceled"
         return f"Ready, but its SYNC {job.parent_id} was {asked}."
     held = conn.execute(
-        sa.select(targets.c.not_before, targets.c.message, now().label("now")).where(
-            targets.c.tenant == job.tenant, targets.c.name == job.target
+        sa.select(targets.c.not_before, targets.c.allowed, targets.c.message, now().label("now")).where(
+            targets.c.tenant == job.tenant, targets.c.name == job.target, targets.c.allowed < OPEN
         )
     ).first()
     if held is not None:
         cause = f": {held.message.rstrip('.')}" if held.message else ""
         if held.not_before > held.now:
             return f"Ready, but the target {job.target} asked to be left alone until {_at(held.not_before)}{cause}."
-        return f"Ready, but the target {job.target} had asked for patience{cause}. One job tries it first."
+        return f"Ready, but the target {job.target} had asked for patience{cause}: {held.allowed} at a time try it, then more."
     limit = conn.scalar(
         sa.select(fanout_targets.c.concurrency).where(
             fanout_targets.c.parent_id == job.parent_id, fanout_targets.c.target == job.target

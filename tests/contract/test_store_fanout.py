@@ -535,8 +535,8 @@ def test_what_failed_or_never_ran_is_taken_up_again_and_nothing_else(store: FanO
     store.park(again)
     store.finish_all(worker)
     assert (store.state(again.id), len(store.marks()), len(store.marks("erp"))) == ("COMPLETED·succeeded", 8, 8)
-    assert store.look(fanout.ended_as, sync.id) is Reason.PARTIAL
-    assert (store.look(fanout.ended_as, again.id), store.look(fanout.ended_as, worker)) == (Reason.SUCCEEDED, None)
+    assert store.look(fanout.partly_done, sync.id).invalid == 0
+    assert (store.look(fanout.partly_done, again.id), store.look(fanout.partly_done, worker)) == (None, None)
 
 
 def test_leftovers_that_the_target_has_by_now_need_no_child(store: FanOuts, worker: UUID) -> None:

@@ -539,7 +539,7 @@ def test_a_cancel_that_races_with_a_batch_leaves_no_child_behind(postgres: FanOu
 # --- targets that ask for patience -----------------------------------------------------------------------------------
 
 
-def holds(store: FanOuts) -> dict[Any, bool]:
+def holds(store: FanOuts) -> dict[Any, int]:
     return store.look(targets.held)
 
 
@@ -555,7 +555,7 @@ def test_not_now_of_one_child_holds_all_children_of_the_target(store: FanOuts, w
     second = store.fanned_out(worker, keys(3), domain="orders")
     child, *others = sorted(store.take_children(worker), key=lambda job: str(job.target))
     store.record(worker, not_now(child, 60.0))
-    assert holds(store) == {("acme", "crm"): True}
+    assert holds(store) == {("acme", "crm"): 0}
     job = store.job(child.id)
     assert (store.state(child.id), job.requeues, job.failures) == ("PENDING·requeued", 1, 0)
     assert [(attempt.outcome, attempt.charged) for attempt in store.attempts(child.id)] == [("REQUEUED", False)]
@@ -567,7 +567,7 @@ def test_not_now_of_one_child_holds_all_children_of_the_target(store: FanOuts, w
     assert store.counts(second).pending == 0
 
 
-def test_exactly_one_job_of_all_syncs_tries_the_target_and_its_success_lifts_the_hold(
+def test_exactly_one_job_of_all_syncs_tries_the_target_and_its_success_lets_two_through(
     store: FanOuts, worker: UUID
 ) -> None:
     syncs = [store.fanned_out(worker, keys(5), domain=f"d{number}") for number in range(3)]
@@ -577,7 +577,7 @@ def test_exactly_one_job_of_all_syncs_tries_the_target_and_its_success_lifts_the
     (probe,) = store.take_children(worker)
     assert store.take_children(worker) == [], "the first is still under way"
     store.write(worker, probe)
-    assert holds(store) == {}
+    assert holds(store) == {("acme", "crm"): 2}
     assert len(store.finish_all(worker)) == 14
     assert set(store.states(sync.id for sync in syncs)) == {"COMPLETED·succeeded"}
 
@@ -588,16 +588,33 @@ def test_a_probe_that_meets_no_patience_either_holds_the_target_again(store: Fan
     let_the_time_pass(store)
     (probe,) = store.take_children(worker)
     store.record(worker, not_now(probe, 30.0))
-    assert holds(store) == {("acme", "crm"): True}
+    assert holds(store) == {("acme", "crm"): 0}
     assert store.take_children(worker) == []
 
 
-def test_a_probe_that_the_target_refuses_lifts_the_hold(store: FanOuts, worker: UUID) -> None:
+def test_a_target_that_takes_jobs_again_gets_twice_as_many_each_time(store: FanOuts, worker: UUID) -> None:
+    store.fanned_out(worker, keys(40))
+    store.do(targets.hold, {("acme", "crm"): (timedelta(seconds=60), "429")})
+    let_the_time_pass(store)
+    taken = []
+    for _ in range(4):
+        children = store.take_children(worker)
+        taken.append(len(children))
+        store.write(worker, *children)
+    assert taken == [1, 2, 4, 8]
+    children = store.take_children(worker)
+    store.record(worker, not_now(children[0], 30.0))
+    store.write(worker, *children[1:])
+    let_the_time_pass(store)
+    assert len(store.take_children(worker)) == 1, "from the start again"
+
+
+def test_a_probe_that_the_target_refuses_opens_it_further(store: FanOuts, worker: UUID) -> None:
     store.fanned_out(worker, keys(5))
     store.do(targets.hold, {("acme", "crm"): (timedelta(seconds=60), "429")})
     let_the_time_pass(store)
     store.record(worker, *(refused(child) for child in store.take_children(worker)))
-    assert (holds(store), len(store.take_children(worker))) == ({}, 4)
+    assert (holds(store), len(store.take_children(worker))) == ({("acme", "crm"): 2}, 2)
 
 
 def test_a_late_answer_lifts_no_hold_whose_time_is_not_over_and_a_longer_hold_stays(
@@ -609,7 +626,7 @@ def test_a_late_answer_lifts_no_hold_whose_time_is_not_over_and_a_longer_hold_st
     store.do(targets.hold, {name: (timedelta(seconds=600), "come back later")})
     store.do(targets.hold, {name: (timedelta(seconds=5), "come back soon")})
     store.write(worker, child)
-    assert holds(store) == {name: True}
+    assert holds(store) == {name: 0}
     with store.database.read() as conn:
         assert conn.exec_driver_sql("SELECT message FROM jobq_targets").scalar_one() == "come back later"
 

@@ -98,6 +98,7 @@ def upgrade() -> None:
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("not_before", Instant, nullable=False),
+        sa.Column("allowed", sa.Integer(), nullable=False),
         sa.Column("message", sa.Text()),
         sa.PrimaryKeyConstraint("tenant", "name"),
     )
