@@ -84,7 +84,9 @@ def test_the_example_has_every_key_in_its_place() -> None:
 
 
 @pytest.mark.parametrize("kind", ["CONTAINER", "HEARTBEAT", "SYNC", "REPLICATION", "GREETING"])
-@pytest.mark.parametrize(("status", "reason"), [(status, reason) for status in Status for reason in REASONS[status]])
+@pytest.mark.parametrize(
+    ("status", "reason"), [(status, reason) for status in Status for reason in sorted(REASONS[status])]
+)
 def test_every_key_is_there_for_every_kind_in_every_state(kind: str, status: Status, reason: Reason) -> None:
     bare = job_details(facts(kind=kind, status=status, reason=reason, attempt=0))
     full = job_details(sync(fanout=fanout(), attempts=[attempt()]))
