@@ -9,7 +9,11 @@ from jobq.store.database import Database
 from jobq.store.fanin import anything_open
 from jobq.store.settle import Sweeps, free_overdue, settle
 
-_EVERY = 0.25
+_BUSY = 0.1
+"""Seconds between two rounds while children end: so long may their ends wait to be added up."""
+_QUIET = 1.0
+"""While fan-outs are open in which nothing happens: paused ones, for days."""
+_IDLE = 0.25
 _LOOK_FOR_OVERDUE = 30.0
 
 
@@ -20,16 +24,21 @@ class FanIn:
         self._database = database
         self._on_ready = on_ready
         self._sweeps = Sweeps()
+        self._pause = _BUSY
         self._looked = time.monotonic()
 
     def tick(self) -> float:
         """One round; returns the seconds until the next."""
-        with self._database.read() as conn:
-            busy = anything_open(conn)
-        if busy and self._database.run(lambda conn: settle(conn, self._sweeps)):
-            self._on_ready()
-            return 0.0
         if time.monotonic() - self._looked > _LOOK_FOR_OVERDUE:
             self._looked = time.monotonic()
             self._database.run(free_overdue)
-        return _EVERY
+        with self._database.read() as conn:
+            if not anything_open(conn):
+                self._pause = _BUSY
+                return _IDLE
+        done = self._database.run(lambda conn: settle(conn, self._sweeps))
+        if done.more:
+            self._on_ready()
+            return 0.0
+        self._pause = _BUSY if done.moved else min(self._pause * 1.5, _QUIET)
+        return self._pause

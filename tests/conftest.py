@@ -1,6 +1,7 @@
 """Fixtures: real servers once a session, a fresh database, virtual host or empty Redis for each test."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import pytest
 from jobq.store.database import Database
 from jobq.store.migrations import upgrade
 from tests import services
+
+# Where the suite itself runs in the background (nohup, some CI), interrupts are ignored, and whatever it starts would
+# inherit that; a signal that has a handler here is at its default there.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)
 
 NEEDS = {
     "postgres_server": "needs_postgres",

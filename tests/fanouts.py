@@ -129,7 +129,7 @@ class FanOuts(Store):
     def settle(self) -> None:
         """The scheduler's rounds, until there is nothing more to do."""
         for _ in range(200):
-            if not self.do(settle.settle, self.sweeps):
+            if not self.do(settle.settle, self.sweeps).moved:
                 return
         raise AssertionError("the scheduler finds no end")
 

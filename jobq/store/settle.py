@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -37,16 +37,23 @@ class Sweeps:
     """The SYNC that the last tick ended with: the next one goes on behind it."""
 
 
-def settle(conn: Connection, sweeps: Sweeps) -> bool:
-    """One round over the fan-outs that no worker reads for. True: there was something to do, look again at once."""
+class Settled(NamedTuple):
+    """What a round did. ``more``: there is more to do at once; ``moved``: something happened, ends were added up."""
+
+    more: bool
+    moved: bool
+
+
+def settle(conn: Connection, sweeps: Sweeps) -> Settled:
+    """One round over the fan-outs that no worker reads for."""
     folded = fanin.fold(conn)
     rows = fanin.unsettled(conn, sweeps.last, _SYNCS)
     sweeps.last = rows[-1].id if len(rows) == _SYNCS else None
     if not rows:
-        return folded
+        return Settled(more=False, moved=folded)
     live = fanin.live_children(conn, [row.id for row in rows])
-    paused = [row.id for row in rows if row.desired == Desired.PAUSE]
-    flying = fanin.in_flight(conn, paused) if paused else {}
+    held = [row.id for row in rows if row.desired != Desired.RUN or _gave_up(row)]
+    flying = fanin.in_flight(conn, held) if held else {}
     todo: defaultdict[Settling, list[Row[Any]]] = defaultdict(list)
     for row in rows:
         step = settling(
@@ -57,11 +64,14 @@ def settle(conn: Connection, sweeps: Sweeps) -> bool:
     for row in todo[Settling.PAUSED]:
         conn.execute(sa.update(jobs).where(jobs.c.id == row.id).values(reason=Reason.PAUSED.value))
     put_back(conn, (_read_on(row) for row in todo[Settling.READ_ON]))
-    swept = sum(_dequeue(conn, row.id, sweeps) for row in todo[Settling.DEQUEUE])
+    # Where all that live are executed there is nothing to take back, and no need to look through the children for it.
+    waiting = [row for row in todo[Settling.DEQUEUE] if live[row.id] > flying.get(row.id, (0, 0))[1]]
+    swept = sum(_dequeue(conn, row.id, sweeps) for row in waiting)
     endings = [_ending(conn, row) for row in todo[Settling.END]]
     _close(conn, [*todo[Settling.END], *todo[Settling.OVER]])  # first: an open fan-out would keep its SYNC from ending
     finish(conn, endings)
-    return folded or swept > 0 or bool(todo[Settling.END] or sweeps.last)
+    more = swept > 0 or bool(todo[Settling.END] or todo[Settling.READ_ON] or sweeps.last)
+    return Settled(more, more or folded)
 
 
 def _gave_up(row: Row[Any]) -> bool:

@@ -441,7 +441,7 @@ def test_a_child_whose_claim_was_never_confirmed_is_given_back(store: FanOuts, w
 
 def test_nothing_is_promoted_or_claimed_once_a_pause_has_returned(postgres: FanOuts, worker: UUID) -> None:
     store = postgres
-    for _ in range(8):
+    for _ in range(4):
         sync = store.fanned_out(worker, keys(300))
         stop, paused = threading.Event(), threading.Event()
         started: list[UUID] = []

@@ -225,10 +225,10 @@ def on_terminal(environment: dict[str, str], rows: int, columns: int) -> Iterato
         os.close(terminal)
 
 
-def read_until(terminal: int, pattern: str, timeout: float = 40) -> str:
-    """What was shown until the pattern came, or until the other side ended."""
+def read_until(terminal: int, *patterns: str, timeout: float = 90) -> str:
+    """What was shown until each pattern had come, in any order, or until the other side ended."""
     shown, ends = "", time.monotonic() + timeout
-    while not re.search(pattern, shown):
+    while not all(re.search(pattern, shown) for pattern in patterns):
         assert time.monotonic() < ends, shown[-3000:]
         if not select.select([terminal], [], [], 0.2)[0]:
             continue
@@ -241,9 +241,12 @@ def read_until(terminal: int, pattern: str, timeout: float = 40) -> str:
 
 def test_on_a_terminal_tables_are_drawn_and_control_c_ends_them(environment: dict[str, str]) -> None:
     with on_terminal(environment, 40, 100) as (pid, terminal):
-        shown = read_until(terminal, r"completed +HEARTBEAT +demo-front-page")
-        shown += read_until(terminal, r"running +SYNC +demo-customers.*\d+/54 children")
-        shown += read_until(terminal, r"failed +SYNC +demo-customers +[\d.]+ s +1 of 54")
+        shown = read_until(
+            terminal,
+            r"completed +HEARTBEAT +demo-front-page",
+            r"running +SYNC +demo-customers.*\d+/54 children",
+            r"failed +SYNC +demo-customers +[\d.]+ s +1 of 54",
+        )
         assert "REPLICATION" not in shown, "children are the progress of their SYNC"
         for heading in ("workflow", "schedule", "next in", "last job", "message"):
             assert heading in shown

@@ -90,15 +90,17 @@ def test_make_test_fails_when_a_test_fails(clone: Path, environment: dict[str, s
     failing.parent.mkdir(exist_ok=True)
     failing.write_text("def test_that_fails():\n    assert False\n")
     try:
-        assert make_test(clone, environment).returncode != 0
+        assert make_test(clone, environment, failing).returncode != 0
     finally:
         failing.unlink()
 
 
-def make_test(clone: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run `make test` on the unit tests only: the whole suite holds this test."""
+def make_test(
+    clone: Path, environment: dict[str, str], what: Path | str = "tests/unit"
+) -> subprocess.CompletedProcess[str]:
+    """Run `make test` on a part only: the whole suite holds this test."""
     done = subprocess.run(
-        ["make", "test", "ARGS=tests/unit -q -x -p no:cacheprovider"],
+        ["make", "test", f"ARGS={what} -q -x -p no:cacheprovider"],
         cwd=clone,
         env=environment,
         stdin=subprocess.DEVNULL,
