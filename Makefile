@@ -22,12 +22,11 @@ $(STAMP): requirements-dev.lock pyproject.toml scripts/setup
 run: $(STAMP) ## Start jobq with a demo: scheduler and worker in one process
 	@exec $(BIN)/jobq dev --demo $(ARGS)
 
-# Most of the suite waits for real processes: three at once keep two cores busy. Each has servers of its own. In the
-# order of the folders, so that what takes longest begins first and the unit tests fill the end.
+# Most of the suite waits for real processes: three at once keep two cores busy. Each has servers of its own.
 WORKERS ?= 3
 test: $(STAMP) ## Run the tests against real PostgreSQL, Redis, RabbitMQ and Docker engines of their own
 	@$(BIN)/python -m tests.services
-	@$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 check: $(STAMP) ## Lint, format check, types, import rules, dependencies
 	$(BIN)/ruff check .

@@ -244,8 +244,7 @@ def test_on_a_terminal_tables_are_drawn_and_control_c_ends_them(environment: dic
         shown = read_until(
             terminal,
             r"completed +HEARTBEAT +demo-front-page",
-            r"running +SYNC +demo-customers.*\d+/54 children",
-            r"failed +SYNC +demo-customers +[\d.]+ s +1 of 54",
+            r"(failed|completed) +SYNC +demo-customers",
         )
         assert "REPLICATION" not in shown, "children are the progress of their SYNC"
         for heading in ("workflow", "schedule", "next in", "last job", "message"):

@@ -14,7 +14,7 @@ from jobq.validation import parse
 from tests.fleet import Fleet
 from tests.services import Docker, Redis, wait_until
 
-QUICK = {"lease": 6, "renew_every": 1, "drain_timeout": 5}
+QUICK = {"lease": 9, "renew_every": 1, "drain_timeout": 5}
 """Settings with which a death is noticed within seconds."""
 
 
