@@ -24,8 +24,12 @@ def measure(where: Servers, *, children: int, peer_tasks: int, rounds: int, size
     sys.path.append(points)  # this process enqueues
     with Stack(where, broker_db=4, workers=1, queues="sync:1", path=points) as stack:
         inserted = [_insert(stack, f"insert {number}", children) for number in range(rounds)]
-        cost = {str(size): round(1e6 / _insert(stack, f"size {size}", size)["children_per_s"], 1) for size in sizes}
         pauses = [_pause(stack, f"pause {number}", children) for number in range(rounds)]
+    with Stack(where, broker_db=4, workers=1, queues="sync:1", path=points) as stack:
+        cost = {
+            str(size): round(1e6 / _insert(stack, f"size {size}", size, clear=False)["children_per_s"], 1)
+            for size in sizes
+        }
     ours, theirs = _whole_way(where, points, children, peer_tasks, rounds)
     return {
         "children": children,
@@ -45,8 +49,11 @@ def _sync(domain: str, children: int) -> dict[str, Any]:
     return {"domain": domain, "source": source, "targets": [{"name": "noop", **end}], "batch_size": _BATCH}
 
 
-def _insert(stack: Stack, domain: str, children: int) -> dict[str, float]:
-    """Read and insert: from the start of the SYNC to its last batch. Nobody executes the children."""
+def _insert(stack: Stack, domain: str, children: int, *, clear: bool = True) -> dict[str, float]:
+    """Read and insert: from the start of the SYNC to its last batch. Nobody executes the children.
+
+    ``clear``: they are canceled before the next measurement.
+    """
     client, (pid,) = stack.client(), stack.worker_pids()
     idle = _resident(pid)
     job = client.enqueue(_sync(domain, children), kind="SYNC", name="bench")
@@ -57,8 +64,9 @@ def _insert(stack: Stack, domain: str, children: int) -> dict[str, float]:
         f"JOIN jobq_jobs p ON p.id = c.parent_id WHERE p.id = '{job.id}'"
     )
     peak = _peak(pid)
-    client.cancel(job.id)
-    client.wait(job.id, 300)
+    if clear:
+        client.cancel(job.id)
+        client.wait(job.id, 300)
     assert counts.total == children, counts
     return {"children_per_s": children / float(seconds), "megabytes": peak - idle}
 

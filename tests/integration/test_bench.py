@@ -22,7 +22,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 def test_each_benchmark_runs_with_tiny_numbers(
     postgres_server: services.Postgres, redis_session: services.Redis
 ) -> None:
-    from bench import latency, lateness, schedules, throughput
+    from bench import fanout, latency, lateness, schedules, throughput
 
     where = Servers(postgres_server, redis_session)
     rates = throughput.measure(where, jobs=500, peer_jobs=50, rounds=1)
@@ -31,6 +31,9 @@ def test_each_benchmark_runs_with_tiny_numbers(
     late = lateness.measure(where, workflows=20, interval=1.0, slots=2, beat_interval=1.0)
     assert (late["jobq"]["until_the_row_ms"]["count"], late["jobq"]["not_started"]) == (40, 0)
     assert schedules.measure(where, workflows=50, interval=1.0, seconds=2.0)["slots_per_second"] == 50
+    fanned = fanout.measure(where, children=200, peer_tasks=20, rounds=1, sizes=[100])
+    assert fanned["inserted_per_s"]["median"] > 0
+    assert fanned["replicated_per_s"]["median"] > 0
 
 
 @pytest.mark.bench
