@@ -34,16 +34,16 @@ def postgres_url(postgres_server: services.Postgres, emptied: str) -> Iterator[s
 
 
 @pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    """The store, on each database in turn."""
+def store(request: pytest.FixtureRequest, database_url: str) -> Iterator[Store]:
+    """The store, on each database in turn: the class that the module calls STORE, if it has one of its own."""
     database = Database(database_url)
-    yield Store(database)
+    yield getattr(request.module, "STORE", Store)(database)
     database.close()
 
 
 @pytest.fixture
-def postgres(postgres_url: str) -> Iterator[Store]:
+def postgres(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[Store]:
     """The store on PostgreSQL, for what SQLite has no counterpart of: a server, and two writers at once."""
-    database = Database(postgres_url)
-    yield Store(database)
+    database = Database(postgres_url, pool_size=16)
+    yield getattr(request.module, "STORE", Store)(database)
     database.close()

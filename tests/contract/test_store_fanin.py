@@ -1,6 +1,5 @@
 """How fan-outs end: every child's end is counted once, and the SYNC ends once, with the last of them."""
 
-from collections.abc import Iterator
 from itertools import product
 from uuid import UUID
 
@@ -9,7 +8,6 @@ import pytest
 from jobq.models import Outcome
 from jobq.states import Desired, Reason, Settling, Status, fanned_in, parked, settling
 from jobq.store import fanin, fanout, settle
-from jobq.store.database import Database
 from jobq.store.fanout import Failure, Sifted
 from jobq.store.settle import Sweeps
 from tests.fanouts import CHAIN, SLOTS, FanOuts, adds_up, content, delivered, in_threads, keys, not_now, refused
@@ -18,18 +16,7 @@ from tests.stores import ended, failed
 WAIT, DEQUEUE, END, OVER = Settling.WAIT, Settling.DEQUEUE, Settling.END, Settling.OVER
 
 
-@pytest.fixture
-def store(database_url: str) -> Iterator[FanOuts]:
-    database = Database(database_url)
-    yield FanOuts(database)
-    database.close()
-
-
-@pytest.fixture
-def postgres(postgres_url: str) -> Iterator[FanOuts]:
-    database = Database(postgres_url, pool_size=16)
-    yield FanOuts(database)
-    database.close()
+STORE = FanOuts
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -12,7 +11,6 @@ import pytest
 from jobq.models import Outcome
 from jobq.states import Reason
 from jobq.store import entities, exports, fanout, workers
-from jobq.store.database import Database
 from jobq.store.fanout import Added, Failure, Owner, Sifted
 from tests.fanouts import (
     CHAIN,
@@ -32,18 +30,7 @@ from tests.fanouts import (
 FILTERING: Targets = ({"name": "crm", "conditions": ["active"]},)
 
 
-@pytest.fixture
-def store(database_url: str) -> Iterator[FanOuts]:
-    database = Database(database_url)
-    yield FanOuts(database)
-    database.close()
-
-
-@pytest.fixture
-def postgres(postgres_url: str) -> Iterator[FanOuts]:
-    database = Database(postgres_url, pool_size=16)
-    yield FanOuts(database)
-    database.close()
+STORE = FanOuts
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """People hold, resume and cancel fan-outs, targets ask for patience, workers die: nothing starts that must not."""
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -14,7 +13,6 @@ from jobq.retry import OF_CHILDREN
 from jobq.states import Trigger
 from jobq.store import settle, targets, workers
 from jobq.store.claim import MAX_REQUEUES
-from jobq.store.database import Database
 from jobq.store.settle import Sweeps
 from tests.fanouts import (
     CHAIN,
@@ -37,18 +35,7 @@ STOPPED = Outcome.fanned_out()
 """What the worker says of a SYNC that was told to stop."""
 
 
-@pytest.fixture
-def store(database_url: str) -> Iterator[FanOuts]:
-    database = Database(database_url)
-    yield FanOuts(database)
-    database.close()
-
-
-@pytest.fixture
-def postgres(postgres_url: str) -> Iterator[FanOuts]:
-    database = Database(postgres_url, pool_size=16)
-    yield FanOuts(database)
-    database.close()
+STORE = FanOuts
 
 
 @pytest.fixture
