@@ -68,6 +68,8 @@ class Outcome:
     """(tenant, name) of the target that a child of a SYNC spoke to: one that asked to wait is spared for all others."""
     replicated: Replicated | None = None
     """What the target of a child has now."""
+    behind: tuple[str, ...] = ()
+    """For a child that has overtaken others: the targets before its own that have only an older content."""
 
     @classmethod
     def succeeded(cls, result: Any = None, *, message: str = "", **more: Any) -> Outcome:
@@ -98,6 +100,11 @@ class Outcome:
     def requeued(cls, delay: timedelta, message: str, *, error_class: str = "Unavailable", **more: Any) -> Outcome:
         """The other side said "not now": the job goes back to the queue and nothing is charged."""
         return cls(Status.PENDING, Reason.REQUEUED, message, error_class, delay=delay, **more)
+
+    @classmethod
+    def overtook(cls, behind: tuple[str, ...], message: str) -> Outcome:
+        """Nothing was written: the targets before this one have only an older content. It follows whoever brings this."""
+        return cls(Status.PENDING, Reason.BLOCKED, message, "overtook", behind=behind)
 
     @classmethod
     def fanned_out(cls, message: str = "", **more: Any) -> Outcome:

@@ -221,6 +221,19 @@ def give_back(*, desired: Desired, due_in: timedelta | None = None, why: Reason 
     return Transition(Status.PENDING, Reason.REQUEUED, due_in=due_in)
 
 
+def follow(*, desired: Desired, carried: bool | None, why: Reason = Reason.BY_USER) -> Transition:
+    """RUNNING→PENDING, uncharged, of a child that met a content which the targets before its own had not got yet.
+
+    ``carried``: live jobs bring it to them, so this one is blocked behind those; False: they have it by now; None: they
+    lack it and nobody brings it, so that this one's turn never comes.
+    """
+    if desired is Desired.CANCEL:
+        return Transition(Status.CANCELED, why)
+    if carried is None:
+        return Transition(Status.CANCELED, Reason.UPSTREAM_FAILED)
+    return Transition(Status.PENDING, Reason.BLOCKED if carried else Reason.READY)
+
+
 # --- a SYNC beside its children ----------------------------------------------------------------------------------
 
 
@@ -242,11 +255,20 @@ class Settling(StrEnum):
 
 
 def settling(
-    status: Status, reason: Reason, desired: Desired, *, reading: bool, live: int, running: int, gave_up: bool = False
+    status: Status,
+    reason: Reason,
+    desired: Desired,
+    *,
+    reading: bool,
+    live: int,
+    running: int,
+    gave_up: bool = False,
+    awaits: bool = False,
 ) -> Settling:
     """What is next for a SYNC without a worker. ``live``: children that have not ended; ``running``: executed now.
 
-    ``gave_up``: it came to an end by which no more of its children are to start.
+    ``gave_up``: it came to an end by which no more of its children are to start. ``awaits``: other SYNCs' children
+    that stand in for its own have not ended.
 
     Of several schedulers, and of a person who pauses meanwhile, whoever has the SYNC's row locked decides.
     """
@@ -262,7 +284,7 @@ def settling(
         return Settling.READ_ON
     if live:
         return Settling.DEQUEUE if gave_up else Settling.WAIT
-    return Settling.END
+    return Settling.WAIT if awaits and not gave_up else Settling.END
 
 
 def parked(desired: Desired) -> Reason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from uuid import UUID
 
 from jobq.store.database import Database
 from jobq.store.fanin import anything_open
@@ -15,6 +16,7 @@ _QUIET = 1.0
 """While fan-outs are open in which nothing happens: paused ones, for days."""
 _IDLE = 0.25
 _LOOK_FOR_OVERDUE = 30.0
+_NEXT_PAGE = 1.0
 
 
 class FanIn:
@@ -25,13 +27,13 @@ class FanIn:
         self._on_ready = on_ready
         self._sweeps = Sweeps()
         self._pause = _BUSY
-        self._looked = time.monotonic()
+        self._look_at = time.monotonic() + _LOOK_FOR_OVERDUE
+        self._overdue_behind: UUID | None = None
 
     def tick(self) -> float:
         """One round; returns the seconds until the next."""
-        if time.monotonic() - self._looked > _LOOK_FOR_OVERDUE:
-            self._looked = time.monotonic()
-            self._database.run(free_overdue)
+        if time.monotonic() >= self._look_at:
+            self._look_for_overdue()
         with self._database.read() as conn:
             if not anything_open(conn):
                 self._pause = _BUSY
@@ -42,3 +44,7 @@ class FanIn:
             return 0.0
         self._pause = _BUSY if done.moved else min(self._pause * 1.5, _QUIET)
         return self._pause
+
+    def _look_for_overdue(self) -> None:
+        self._overdue_behind = self._database.run(lambda conn: free_overdue(conn, self._overdue_behind))
+        self._look_at = time.monotonic() + (_NEXT_PAGE if self._overdue_behind else _LOOK_FOR_OVERDUE)

@@ -27,12 +27,17 @@ class World:
     sent: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     faults: deque[str] = field(default_factory=deque)
     """How the next writes end; "ok" when there are no more."""
+    overtaken: list[tuple[str, Any]] = field(default_factory=list)
+    """What erp got though crm, which comes before it, had never been sent it."""
     on_batch: Callable[[int], None] = lambda _: None
     """Called before each batch is read, with the number of those before it."""
 
     def put(self, key: str, **fields: Any) -> None:
         self.changes += 1
         self.records[key] = {"id": key, **fields, "changed": self.changes}
+
+    def crm_was_sent(self, key: str, number: Any) -> bool:
+        return any(sent[:2] == ("crm", key) and sent[2].get("number") == number for sent in self.sent)
 
 
 worlds: dict[str, World] = {}
@@ -84,6 +89,8 @@ class MemoryTarget:
             case "not now":
                 raise NotNow("too many requests", timedelta(seconds=30))
         payload = dict(entity.payload)
+        if self._name == "erp" and not self._world.crm_was_sent(entity.key, payload["n"]):
+            self._world.overtaken.append((entity.key, payload["n"]))
         self._world.sent.append((self._name, entity.key, payload))
         self._world.has[self._name][entity.key] = payload
         return Written(external_id=f"{self._name}-{entity.key}")

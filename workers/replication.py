@@ -22,6 +22,7 @@ from workers.opened import Opened
 from workers.plan import Export, Plan
 
 _PLANS = 256
+_NOTHING = (0, False)
 _PATIENCE = timedelta(seconds=30)
 """How long a target is spared that says "not now" without saying until when."""
 
@@ -55,6 +56,11 @@ class ReplicationExecutor:
         mark = _Mark(spec, ctx, export, payload)
         if mark.is_current:
             return mark.skipped() if payload.mark_skipped else mark.succeeded("existing", payload.external_id)
+        marks = {name: payload.others.get(name, _NOTHING) for name in export.spec.after}
+        if behind := tuple(name for name, (version, _) in marks.items() if version < payload.version):
+            return Outcome.overtook(behind, f"{', '.join(behind)} has not got this content of the entity yet")
+        if any(skipped for _, skipped in marks.values()):
+            return Outcome.skipped("the target before it filtered the entity")
         try:
             if not export.takes(payload.body):
                 return mark.skipped()

@@ -169,13 +169,15 @@ def _unblock(dialect: str) -> Any:
     )
 
 
-def overdue(conn: Connection, limit: int = 1000) -> list[Row[Any]]:
-    """Upstreams that have ended though somebody still waits for them: none, unless a promise above was broken."""
+def upstreams(conn: Connection, behind: UUID | None, limit: int) -> list[Row[Any]]:
+    """Jobs that somebody waits for (id, status, reason, finished_at), in the order of their ids, behind one of them."""
+    page = sa.select(after.c.upstream_id).distinct().order_by(after.c.upstream_id).limit(limit)
+    if behind is not None:
+        page = page.where(after.c.upstream_id > behind)
+    some = page.subquery("some")
     query = (
-        sa.select(jobs.c.id, jobs.c.status, jobs.c.reason)
-        .distinct()
-        .join(after, after.c.upstream_id == jobs.c.id)
-        .where(jobs.c.finished_at.is_not(None))
-        .limit(limit)
+        sa.select(some.c.upstream_id.label("id"), jobs.c.status, jobs.c.reason, jobs.c.finished_at)
+        .outerjoin(jobs, jobs.c.id == some.c.upstream_id)
+        .order_by(some.c.upstream_id)
     )
     return list(conn.execute(query))

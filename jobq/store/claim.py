@@ -19,17 +19,19 @@ from sqlalchemy.engine import Connection, Row
 
 from jobq.models import Outcome, Step
 from jobq.retry import RetryPolicy, backoff, retryable
-from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled, give_back, retry_or_fail
+from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled, follow, give_back, retry_or_fail
+from jobq.store import after
 from jobq.store.database import Json, id_list, incoming, is_one_of, json_parts, now, rows_json
 from jobq.store.entities import Payload, advance, read_payloads
 from jobq.store.fanin import child_spec
 from jobq.store.finish import Change, EndedAttempt, finish, lock_running, park_sync, put_back
+from jobq.store.siblings import lock_carriers
 from jobq.store.tables import job_data, jobs, workers
 from jobq.store.targets import hold, lift
 
 MAX_REQUEUES = 20
 MAX_REQUEUED_FOR = timedelta(hours=24)
-"""Since the job was to start first: then a target that still says "not now" has said no."""
+"""Since the target first said "not now": if it still says so then, it has said no."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +205,21 @@ def record(conn: Connection, worker_id: UUID, reports: Sequence[Report]) -> set[
     """
     others = [report.id for report in reports if report.outcome.status is not Status.COMPLETED]
     rows = lock_running(conn, worker_id, others) if others else {}
+    behind = {report.id: report.outcome.behind for report in reports if report.outcome.behind and report.id in rows}
+    carriers = lock_carriers(conn, behind) if behind else {}
     changes: list[Change] = []
     for report in reports:
         if report.outcome.status is Status.COMPLETED:
             changes.append(_ending(worker_id, report))
         elif (row := rows.get(report.id)) is not None and row.attempt == report.attempt:
-            changes.append(_decided(worker_id, report, row))
+            if report.id in carriers:
+                changes.append(_following(worker_id, report, row, carriers[report.id]))
+            else:
+                changes.append(_decided(worker_id, report, row))
     written = _write(conn, changes)
+    if carriers:
+        blocked = [change.id for change in changes if change.to.reason is Reason.BLOCKED and change.id in written]
+        after.wait_for(conn, [(job_id, carrier) for job_id in blocked for carrier in carriers[job_id] or ()])
     answers = [report for report in reports if report.outcome.target or report.outcome.replicated]
     if answers:
         _learn(conn, [report for report in answers if report.id in written])
@@ -263,8 +273,7 @@ def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
     if outcome.status is Status.CANCELED:
         return _change(worker_id, report, canceled(why), kind="CANCELED")
     if outcome.reason is Reason.REQUEUED:
-        in_time = row.now - row.since < MAX_REQUEUED_FOR or not row.requeues  # it may have waited long to be asked
-        if row.requeues < MAX_REQUEUES and in_time:
+        if row.requeues < MAX_REQUEUES and row.now - row.since < MAX_REQUEUED_FOR:
             back = give_back(desired=desired, due_in=outcome.delay, why=why)
             change = _change(worker_id, report, back, kind="REQUEUED")
             change.requeued = True
@@ -283,6 +292,13 @@ def _decided(worker_id: UUID, report: Report, row: Row[Any]) -> Change:
         why=why,
     )
     return _change(worker_id, report, to, kind="LOST" if outcome.error_class == "lost" else "FAILED")
+
+
+def _following(worker_id: UUID, report: Report, row: Row[Any], carriers: Sequence[UUID] | None) -> Change:
+    """A child that wrote nothing, because the targets before its own had an older content: it follows the carriers."""
+    why = Reason(row.cancel_reason) if row.cancel_reason else Reason.BY_USER
+    to = follow(desired=Desired(row.desired), carried=None if carriers is None else bool(carriers), why=why)
+    return _change(worker_id, report, to, kind="CANCELED" if to.terminal else "REQUEUED")
 
 
 def _change(worker_id: UUID, report: Report, to: Transition, *, kind: str, message: str | None = None) -> Change:

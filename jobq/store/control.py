@@ -11,9 +11,9 @@ from sqlalchemy.engine import Connection, Row
 from jobq.errors import Conflict, NotFound
 from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled
 from jobq.store.database import insert, now, take_promote_lock
-from jobq.store.finish import Change, finish, put_back
+from jobq.store.finish import Change, finish, put_back, release_blocked
 from jobq.store.jobs import new_id
-from jobq.store.tables import after, events, jobs, queues, tenants
+from jobq.store.tables import after, events, jobs, queues, tenants, workflows
 
 SYNC = "SYNC"
 
@@ -144,7 +144,20 @@ def resume(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> No
             "ready_at": sa.case((sa.or_(waits, blocked), sa.null()), else_=now()),
         }
     conn.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values))
+    if row.slot_at is not None and row.reason == Reason.PAUSED.value and row.attempt == 0:
+        _queue_up(conn, job_id, row.workflow_id)
     add_event(conn, row.tenant, f"job:{job_id}", "resume", actor)
+
+
+def _queue_up(conn: Connection, job_id: UUID, workflow_id: UUID) -> None:
+    """A job of a schedule that has not begun waits for its predecessor, unless its workflow lets them overlap."""
+    queues_up = sa.exists().where(workflows.c.id == workflow_id, workflows.c.overlap != "allow")
+    conn.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.reason == Reason.READY.value, queues_up)
+        .values(reason=Reason.BLOCKED.value, ready_at=None)
+    )
+    release_blocked(conn, [workflow_id])
 
 
 # --- queues and tenants ----------------------------------------------------------------------------------------

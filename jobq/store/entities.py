@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -239,6 +239,8 @@ class Payload:
     mark_rules: str | None
     mark_skipped: bool | None
     external_id: str | None
+    others: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
+    """What the domain's other targets have of it: the version, and whether their conditions kept it from them."""
 
 
 def read_payloads(conn: Connection, children: Sequence[Row[Any]]) -> dict[UUID, Payload]:
@@ -251,9 +253,17 @@ def read_payloads(conn: Connection, children: Sequence[Row[Any]]) -> dict[UUID, 
     ]
     found = conn.execute(_payloads(conn.dialect.name), {"children": rows_json(rows)})
     return {
-        row.id: Payload(row.version, row.body, row.mark_version, row.mark_rules, row.mark_skipped, row.external_id)
+        row.id: Payload(
+            row.version, row.body, row.mark_version, row.mark_rules, row.mark_skipped, row.external_id,
+            _marks(row.others),
+        )
         for row in found
-    }
+    }  # fmt: skip
+
+
+def _marks(others: str | None) -> dict[str, tuple[int, bool]]:
+    marks = (mark.split(" ", 2) for mark in others.split("\n")) if others else ()
+    return {target: (int(version), skipped == "1") for version, skipped, target in marks}
 
 
 @cache
@@ -266,7 +276,14 @@ def _payloads(dialect: str) -> Any:
     mark = sa.and_(
         w.tenant == child.c.tenant, w.domain == child.c.domain, w.key == child.c.key, w.target == child.c.target
     )  # fmt: skip
+    other = watermarks.alias("other")
+    skipped = sa.case((other.c.skipped, " 1 "), else_=" 0 ")
+    mark_of_other = sa.cast(other.c.version, sa.Text).concat(skipped).concat(other.c.target)
+    others = sa.select(sa.func.aggregate_strings(mark_of_other, "\n")).where(
+        other.c.tenant == child.c.tenant, other.c.domain == child.c.domain, other.c.key == child.c.key,
+        other.c.target != child.c.target,
+    )  # fmt: skip
     return sa.select(
         child.c.id, e.version, e.body, w.version.label("mark_version"), w.rules.label("mark_rules"),
-        w.skipped.label("mark_skipped"), w.external_id,
+        w.skipped.label("mark_skipped"), w.external_id, others.correlate(child).scalar_subquery().label("others"),
     ).select_from(child.join(entities, same_entity).outerjoin(watermarks, mark))  # fmt: skip

@@ -21,13 +21,13 @@ from sqlalchemy.engine import Connection, Row
 
 from jobq.states import Desired, Reason, Status
 from jobq.store import after, entities
-from jobq.store.database import id_list, incoming, is_one_of, now, rows_json
+from jobq.store.database import incoming, now, rows_json
 from jobq.store.entities import Content
 from jobq.store.fanin import COUNTS, delta
 from jobq.store.jobs import new_id
-from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, job_data, jobs, sync_problems
+from jobq.store.siblings import Live, live_children, own_children
+from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, jobs, sync_problems
 from jobq.store.wakeup import announce
-from jobq.sync import TargetSpec
 
 QUEUE = "replication"
 TOO_LARGE = "fanout_too_large"
@@ -149,6 +149,8 @@ class _Children:
     read: set[str]
     """The entities that the source gave."""
     rows: list[dict[str, Any]] = field(default_factory=list)
+    begun: set[UUID] = field(default_factory=set)
+    """Those of them that will write: no other job stands in for them."""
     of: dict[str, dict[str, UUID]] = field(default_factory=dict)
     """target → entity → the job that a later target's child waits for."""
     filtered: dict[str, set[str]] = field(default_factory=dict)
@@ -195,15 +197,15 @@ def _plan(conn: Connection, place: _Place, target: TargetPlan, versions: dict[st
     """Decide which entities need a child for this target, and what each of them must wait for."""
     known = [key for key, version in versions.items() if version != 1]
     behind, filtered, mine = set[str](), set[str](), set[str]()
-    live: dict[str, _Live] = {}
+    live: dict[str, Live] = {}
     if known:
         at = entities.Place(place.tenant, place.domain, target.name)
         behind, filtered = entities.lacking(conn, at, target.rules, known)
-        mine = _own_children(conn, place.job_id, target.name, known)
+        mine = own_children(conn, place.job_id, target.name, known)
         made.twice |= mine
         behind -= mine
         if behind:
-            live = _live_children(conn, at, target.rules, behind)
+            live = live_children(conn, at, target.rules, behind)
     for earlier in target.after:
         filtered |= made.filtered.get(earlier, set())
     made.filtered[target.name] = filtered
@@ -215,12 +217,14 @@ def _plan(conn: Connection, place: _Place, target: TargetPlan, versions: dict[st
         child: dict[str, Any] = {"id": new_id(), "target": target.name, "key": key, "reason": Reason.READY.value}
         upstreams = [made.of[name][key] for name in target.after if key in made.of.get(name, {})]
         other = live.get(key)
-        if other is not None and other.stands_in:
+        # One that was free to go before its target's predecessor got this content would overtake it: it stands in for none.
+        if other is not None and other.stands_in and made.begun.isdisjoint(upstreams):
             child |= {"reason": Reason.DUPLICATE.value, "duplicate_of": other.id}
             children[key] = other.id  # it will read what this one would
             duplicates += 1
         else:
             children[key] = child["id"]
+            made.begun.add(child["id"])
             if upstreams or other is not None:
                 child["reason"] = Reason.BLOCKED.value
             made.waits += [(child["id"], upstream) for upstream in upstreams]
@@ -230,87 +234,6 @@ def _plan(conn: Connection, place: _Place, target: TargetPlan, versions: dict[st
     made.totals[target.name] = count
     made.duplicates[target.name] = duplicates
     made.existing[target.name] = len(made.read - filtered - mine - children.keys())  # what has a child is its to report
-
-
-def _own_children(conn: Connection, parent_id: UUID, target: str, keys: Iterable[str]) -> set[str]:
-    """Which of these entities have a child of this very SYNC."""
-    asked = rows_json([{"parent_id": parent_id, "target": target, "key": key} for key in sorted(keys)])
-    return set(conn.scalars(_own(conn.dialect.name), {"asked": asked}))
-
-
-@cache
-def _own(dialect: str) -> Any:
-    asked = incoming(dialect, "asked", {"parent_id": sa.Uuid(), "target": sa.Text(), "key": sa.Text()})
-    same = sa.and_(
-        jobs.c.parent_id == asked.c.parent_id, jobs.c.target == asked.c.target, jobs.c.entity_key == asked.c.key,
-        jobs.c.entity_key.is_not(None),
-    )  # fmt: skip
-    return sa.select(jobs.c.entity_key).select_from(asked.join(jobs, same))
-
-
-class _Live(NamedTuple):
-    """A live child of an older fan-out. ``stands_in``: it will do what a new one would."""
-
-    id: UUID
-    stands_in: bool
-
-
-def _live_children(conn: Connection, at: entities.Place, rules: str, keys: Iterable[str]) -> dict[str, _Live]:
-    """The live children that older fan-outs have for these entities, locked: the newest of each.
-
-    Locked, because promotion must not take away a PENDING one between this look and our commit: it would read the
-    older payload. It stands in for a new one if its SYNC is neither held nor ending, and writes by the same rules.
-    """
-    dialect = conn.dialect.name
-    seen = conn.scalars(_seen(dialect), {"asked": entities.each_at(at, keys)})
-    ids = [UUID(each) for of_one in seen if of_one for each in of_one.split(",")]
-    rows = conn.execute(_live(dialect), {"ids": id_list(dialect, ids)}).all() if ids else []
-    waiting = [row for row in rows if row.status == Status.PENDING.value and row.desired == Desired.RUN.value]
-    same = _of_rules(conn, {row.parent_id for row in waiting}, at.target, rules) if waiting else set()
-    stand_ins = {row.id for row in waiting if row.parent_id in same}
-    return {row.entity_key: _Live(row.id, row.id in stand_ins) for row in rows}
-
-
-def _of_rules(conn: Connection, parents: Iterable[UUID], target: str, rules: str) -> set[UUID]:
-    """Which of these SYNCs write to the target by the same conditions and mapping."""
-    parameters = {"ids": id_list(conn.dialect.name, parents)}
-    found = conn.execute(_specs(conn.dialect.name), parameters)
-    return {row.job_id for row in found if rules in _rules_in(row.spec, target)}
-
-
-def _rules_in(spec: Mapping[str, Any], target: str) -> Iterable[str]:
-    targets = (TargetSpec.model_validate(each) for each in spec.get("targets", ()))
-    return (each.rules for each in targets if each.name == target)
-
-
-@cache
-def _specs(dialect: str) -> Any:
-    return sa.select(job_data.c.job_id, job_data.c.spec).where(is_one_of(dialect, job_data.c.job_id, "ids"))
-
-
-@cache
-def _seen(dialect: str) -> Any:
-    """The ids of the live children of each entity: a subquery, so that each entity is looked up by its index."""
-    asked = incoming(dialect, "asked", entities.PLACES)
-    ids = sa.func.aggregate_strings(sa.cast(jobs.c.id, sa.Text), ",")
-    of_one = sa.select(ids).where(
-        jobs.c.tenant == asked.c.tenant, jobs.c.domain == asked.c.domain, jobs.c.target == asked.c.target,
-        jobs.c.entity_key == asked.c.key, jobs.c.entity_key.is_not(None), jobs.c.finished_at.is_(None),
-    )  # fmt: skip
-    return sa.select(of_one.correlate(asked).scalar_subquery()).select_from(asked)
-
-
-@cache
-def _live(dialect: str) -> Any:
-    parent = jobs.alias("parent")
-    wanted = sa.case((parent.c.finished_at.is_(None), parent.c.desired), else_=Desired.CANCEL.value).label("desired")
-    return (
-        sa.select(jobs.c.id, jobs.c.entity_key, jobs.c.status, jobs.c.parent_id, wanted)
-        .join(parent, parent.c.id == jobs.c.parent_id)
-        .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.finished_at.is_(None))
-        .order_by(jobs.c.id)
-        .with_for_update(of=jobs)
-    )
 
 
 def _fits(conn: Connection, owner: Owner, made: _Children, policy: ChildPolicy) -> bool:

@@ -127,6 +127,7 @@ def _put_back(dialect: str) -> Any:
     """RUNNING or QUEUED → PENDING, unless somebody asked to cancel the job; one that is to be held is paused then."""
     change = incoming(dialect, "changes", _CHANGE_COLUMNS)
     waits, held = change.c.due_in.is_not(None), jobs.c.desired == "PAUSE"
+    blocked = change.c.reason == Reason.BLOCKED.value
     # What was only on its way (a drain, a closed queue) keeps its place; what a target did not take goes behind others.
     ready_at = sa.case((change.c.requeued > 0, now()), else_=sa.func.coalesce(jobs.c.ready_at, now()))
     return (
@@ -137,7 +138,7 @@ def _put_back(dialect: str) -> Any:
             message=change.c.message, error_class=change.c.error_class,
             failures=jobs.c.failures + change.c.charged, requeues=jobs.c.requeues + change.c.requeued,
             due_at=sa.case((sa.and_(waits, ~held), later(change.c.due_in))),
-            ready_at=sa.case((sa.or_(waits, held), sa.null()), else_=ready_at),
+            ready_at=sa.case((sa.or_(waits, held, blocked), sa.null()), else_=ready_at),
             queued_at=None, started_at=None, next_send_at=None, sends=0, worker_id=None, host=None,
         )
         .returning(jobs.c.id, jobs.c.attempt, jobs.c.trigger, jobs.c.workflow_id)
@@ -405,10 +406,13 @@ def lock_running(conn: Connection, worker_id: UUID, ids: Iterable[UUID]) -> dict
 
 @cache
 def _lock_running(dialect: str) -> Any:
+    first_requeue = sa.select(sa.func.min(attempts.c.finished_at)).where(
+        attempts.c.job_id == jobs.c.id, attempts.c.reason == Reason.REQUEUED.value
+    )
     return (
         sa.select(
             jobs.c.id, jobs.c.attempt, jobs.c.failures, jobs.c.max_attempts, jobs.c.desired, jobs.c.requeues,
-            jobs.c.cancel_reason, sa.func.coalesce(jobs.c.scheduled_at, jobs.c.created_at).label("since"),
+            jobs.c.cancel_reason, sa.func.coalesce(first_requeue.scalar_subquery(), now()).label("since"),
             now().label("now"), sa.exists().where(fanouts.c.job_id == jobs.c.id).label("fans_out"),
         )
         .where(

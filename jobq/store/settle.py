@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobq.states import REASONS, Desired, Reason, Settling, Status, Transition, canceled, fanned_in, settling
-from jobq.store import after, fanin
+from jobq.store import after, fanin, siblings
 from jobq.store.database import id_list, is_one_of, now
 from jobq.store.fanout import TOO_LARGE
 from jobq.store.finish import Change, EndedAttempt, finish, free_dependents, put_back
@@ -26,6 +26,7 @@ from jobq.store.tables import fanouts, jobs
 
 _SYNCS = 100
 _CHILDREN = 2000
+_UPSTREAMS = 2000
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ def settle(conn: Connection, sweeps: Sweeps) -> Settled:
     if not rows:
         return Settled(more=False, moved=folded)
     live = fanin.live_children(conn, [row.id for row in rows])
+    awaits = siblings.awaiting(conn, [row.id for row in rows if not live.get(row.id)])
     held = [row.id for row in rows if row.desired != Desired.RUN or _gave_up(row)]
     flying = fanin.in_flight(conn, held) if held else {}
     todo: defaultdict[Settling, list[Row[Any]]] = defaultdict(list)
@@ -59,6 +61,7 @@ def settle(conn: Connection, sweeps: Sweeps) -> Settled:
         step = settling(
             Status(row.status), Reason(row.reason), Desired(row.desired), reading=row.reading,
             live=live.get(row.id, 0), running=flying.get(row.id, (0, 0))[1], gave_up=_gave_up(row),
+            awaits=row.id in awaits,
         )  # fmt: skip
         todo[step].append(row)
     for row in todo[Settling.PAUSED]:
@@ -113,6 +116,7 @@ def _ending(conn: Connection, row: Row[Any]) -> Change:
     """The end of a SYNC whose children have all ended: what was asked of it, what it came to, or what they did."""
     verdict = row.verdict or {}
     totals = fanin.counts(conn, row.id)
+    elsewhere = siblings.stand_ins(conn, row.id) if any(each.duplicate for each in totals) else siblings.StandIns()
     failed = sum(each.failed for each in totals)
     lost = sum(each.canceled - each.duplicate for each in totals)
     message, error_class = None, None
@@ -125,10 +129,10 @@ def _ending(conn: Connection, row: Row[Any]) -> Change:
         to = canceled(ended_as) if stopped else Transition(Status.FAILED, ended_as, charged=True)
         message, error_class = verdict["message"], verdict["error_class"]
     else:
-        to = fanned_in(failed=failed, canceled=lost, invalid=row.invalid)
+        to = fanned_in(failed=failed + elsewhere.failed, canceled=lost + elsewhere.canceled, invalid=row.invalid)
         if to.status is Status.FAILED:
             total = sum(each.total for each in totals)
-            message, error_class = _partly(row, total, failed, lost), "partial"
+            message, error_class = _partly(row, total, failed, lost, elsewhere), "partial"
     change = Change(row.id, Status.RUNNING, row.attempt, to, message=message, error_class=error_class)
     change.ended = _attempt(row, to, to.status.value)
     if change.ended is not None:
@@ -136,7 +140,7 @@ def _ending(conn: Connection, row: Row[Any]) -> Change:
     return change
 
 
-def _partly(row: Row[Any], total: int, failed: int, lost: int) -> str:
+def _partly(row: Row[Any], total: int, failed: int, lost: int, elsewhere: siblings.StandIns) -> str:
     parts = []
     if row.invalid:
         parts.append(f"{row.invalid} of {row.read} entities could not be used")
@@ -144,6 +148,8 @@ def _partly(row: Row[Any], total: int, failed: int, lost: int) -> str:
         parts.append(f"{failed} of {total} replications failed")
     if lost:
         parts.append(f"{lost} of {total} replications were canceled")
+    if gone := elsewhere.failed + elsewhere.canceled:
+        parts.append(f"{gone} of {total} replications failed in another SYNC, which did them for this one")
     return ", ".join(parts)
 
 
@@ -157,9 +163,12 @@ def _close(conn: Connection, rows: Sequence[Row[Any]]) -> None:
         )
 
 
-def free_overdue(conn: Connection) -> int:
-    """Free jobs that still wait for jobs that have ended: a second line of defence behind every end."""
-    late = after.overdue(conn)
-    if late:
+def free_overdue(conn: Connection, behind: UUID | None) -> UUID | None:
+    """Free jobs that still wait for jobs that have ended: a second line of defence behind every end.
+
+    Looks at one page of the jobs that somebody waits for; returns where the next one begins, None: these were the last.
+    """
+    page = after.upstreams(conn, behind, _UPSTREAMS)
+    if late := [row for row in page if row.finished_at is not None]:
         free_dependents(conn, late)
-    return len(late)
+    return page[-1].id if len(page) == _UPSTREAMS else None

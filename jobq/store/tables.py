@@ -94,6 +94,7 @@ jobs = Table(
         unique=True,
     ),
     _index("jobq_jobs_child", "parent_id", "target", "entity_key", where="entity_key IS NOT NULL", unique=True),
+    _index("jobq_jobs_stood_in_for", "parent_id", "id", where="duplicate_of IS NOT NULL AND parent_id IS NOT NULL"),
     _index(
         "jobq_jobs_live_of_entity", "tenant", "domain", "target", "entity_key",
         where="entity_key IS NOT NULL AND finished_at IS NULL",

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from jobq.models import FanOut, Job
 from jobq.promotion import Load
 from jobq.states import Desired, Reason
+from jobq.store import siblings
 from jobq.store.database import now
 from jobq.store.exports import fanout
 from jobq.store.tables import after, fanout_targets, jobs, targets
@@ -34,6 +35,11 @@ def why_beside_children(conn: Connection, job: Job) -> str | None:
             return f"Paused by a person; {rest}{_live(counts)} children wait until somebody resumes it. {ended}."
         case Reason.DEQUEUING:
             return f"Canceled: what waits is taken from the queue, and the {counts.running} children that run may end. {ended}."
+    if not _live(counts) and (other := siblings.awaited(conn, job.id)) is not None:
+        return (
+            f"Its own children have ended; it waits for those of other SYNCs that bring the same entities to the same "
+            f"targets for it, such as {other}."
+        )
     return f"Everything is read; it waits for its children, and ends with the last one. {ended}, {counts.failed} of them failed."
 
 

@@ -283,9 +283,23 @@ def test_what_was_forgotten_is_freed_by_a_sweep(store: Store, worker: UUID) -> N
     job = store.running_one(worker)
     waiting = after(store, job.id)
     store.pretend(job.id, status="COMPLETED", reason="succeeded", finished_at=0, worker_id=None)
-    assert store.do(settle.free_overdue) == 1
+    assert store.do(settle.free_overdue, None) is None
     assert store.state(waiting) == "PENDING·ready"
-    assert store.do(settle.free_overdue) == 0
+    assert store.count("jobq_after") == 0
+
+
+def test_the_sweep_goes_page_by_page_to_the_last(store: Store, worker: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settle, "_UPSTREAMS", 2)
+    upstreams = store.running(worker, 5)
+    waiting = [after(store, job.id) for job in upstreams]
+    for job in upstreams[1::2]:
+        store.pretend(job.id, status="COMPLETED", reason="succeeded", finished_at=0, worker_id=None)
+    behind, pages = None, 0
+    while pages == 0 or behind is not None:
+        behind, pages = store.do(settle.free_overdue, behind), pages + 1
+    assert pages == 3
+    ready, blocked = "PENDING·ready", "PENDING·blocked"
+    assert store.states(waiting) == [blocked, ready, blocked, ready, blocked]
 
 
 def test_retention_takes_no_job_that_somebody_waits_for(store: Store, worker: UUID) -> None:

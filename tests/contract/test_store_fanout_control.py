@@ -13,6 +13,8 @@ from jobq.retry import OF_CHILDREN
 from jobq.states import Trigger
 from jobq.store import settle, targets, workers
 from jobq.store.claim import MAX_REQUEUES
+from jobq.store.database import instant_text
+from jobq.store.jobs import get_data
 from jobq.store.settle import Sweeps
 from tests.fanouts import (
     CHAIN,
@@ -188,6 +190,27 @@ def test_syncs_of_a_schedule_can_be_paused_too(store: FanOuts, worker: UUID) -> 
     store.pause(sync.id)
     store.settle()
     assert store.state(sync.id) == "RUNNING·paused"
+
+
+@pytest.mark.parametrize(("overlap", "state"), [("queue", "PENDING·blocked"), ("allow", "PENDING·ready")])
+def test_a_resumed_sync_of_a_schedule_waits_for_its_predecessor_as_before(
+    store: FanOuts, worker: UUID, overlap: str, state: str
+) -> None:
+    spec = store.look(get_data, store.enqueue_sync()).spec
+    flow = store.workflow(kind="SYNC", spec=spec, queue="sync", overlap=overlap, interval_us=60_000_000)
+    store.due(flow, 0.0)
+    store.materialize()
+    store.promote()
+    (first,) = [job for job in store.claim_waiting(worker, 9, "sync") if job.workflow_id == flow.id]
+    store.due(flow, 0.0)
+    store.materialize()
+    second = store.jobs_of(flow)[-1]
+    assert store.state(second.id) == state
+    store.pause(second.id)
+    store.resume(second.id)
+    assert store.state(second.id) == state
+    store.end(worker, first)
+    assert store.state(second.id) == "PENDING·ready"
 
 
 def test_pausing_and_resuming_twice_changes_nothing_and_leaves_one_event_each(store: FanOuts, worker: UUID) -> None:
@@ -648,15 +671,18 @@ def test_requeues_are_counted_and_bounded(store: FanOuts, worker: UUID) -> None:
     assert store.state(sync.id) == "FAILED·partial"
 
 
-def test_requeues_end_after_a_day(store: FanOuts, worker: UUID) -> None:
+@pytest.mark.parametrize(("seconds", "state"), [(86_399, "PENDING·requeued"), (86_401, "FAILED·error")])
+def test_requeues_end_a_day_after_the_first(store: FanOuts, worker: UUID, seconds: int, state: str) -> None:
     store.fanned_out(worker, ["a"])
     (child,) = store.take_children(worker)
+    store.pretend(child.id, created_at=-90_000)  # however long it has waited before
     store.record(worker, not_now(child))
     let_the_time_pass(store)
     (child,) = store.take_children(worker)
-    store.pretend(child.id, created_at=-86_401)
+    first = store.last_attempt(child.id).finished_at - timedelta(seconds=seconds)
+    store.execute("UPDATE jobq_attempts SET finished_at = :first", first=instant_text(first))
     store.record(worker, not_now(child))
-    assert store.state(child.id) == "FAILED·error"
+    assert store.state(child.id) == state
 
 
 def test_a_child_that_waited_for_a_day_is_requeued_all_the_same(store: FanOuts, worker: UUID) -> None:

@@ -211,6 +211,7 @@ class Driver:
         for name, key, payload in self.world.sent:
             assert payload.get("number", payload.get("n")) != 9, f"{key} was filtered at the source"
             assert name != "crm" or payload["active"], f"{key} was filtered at crm"
+        assert not self.world.overtaken, "erp was sent what crm had not got yet"
         assert self.store.count("jobq_after") == self.store.count("jobq_fanouts", "settled_at IS NULL") == 0
         assert self.store.count("jobq_fanout_deltas") == 0
         for job_id in self.syncs:

@@ -222,3 +222,22 @@ def test_a_fan_out_touches_only_its_own_rows(recorded: Recorded, analyzes: bool)
     assert (counts.total, counts.completed, counts.failed) == (2 * part + 10, part - 10, 10)
     assert len(recorded.plans) >= 40, "nothing was explained"
     assert walks == []
+
+
+@pytest.mark.parametrize("analyzes", [False, True])
+def test_a_sync_that_waits_for_stand_ins_walks_past_no_other(recorded: Recorded, analyzes: bool) -> None:
+    store, worker = crowd(recorded)
+    several = [f"z{key}" for key in keys(FILL)]
+    older = store.fanned_out(worker, several)
+    newer = store.fanned_out(worker, dict.fromkeys(several, 2))
+    assert store.child_states(newer) == {"CANCELED·duplicate": FILL}
+    store.write(worker, *store.take_children(worker, BATCH))
+    store.settle()
+    if analyzes:
+        recorded.analyze()
+    recorded.plans.clear()
+    store.settle()
+    assert store.states([older.id, newer.id]) == ["RUNNING·fanned_out"] * 2
+    walks = list(walked(recorded.plans))
+    assert len(recorded.plans) >= 3, "nothing was explained"
+    assert walks == []

@@ -1,7 +1,6 @@
 """The sweep for orphans beside executors of CONTAINER that are not jobq's own, and beside an engine that goes away."""
 
 import logging
-import time
 from typing import ClassVar
 
 import pytest
@@ -11,6 +10,8 @@ from jobq.plugins import BUILT_IN, Kind
 from jobq.states import Status
 from jobq.testing import running
 from tests import services
+from tests.services import wait_until
+from workers.service import Worker
 
 
 class Bare:
@@ -36,28 +37,43 @@ class Recovering(Bare):
         return Outcome.lost()
 
 
+@pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows by one with each sweep, which come in quick succession."""
+    seen: list[None] = []
+    sweep = Worker._sweep
+
+    def counted(worker: Worker) -> float:
+        seen.append(None)
+        return sweep(worker)
+
+    monkeypatch.setattr("workers.service._SWEEP_EVERY", 0.1)
+    monkeypatch.setattr(Worker, "_sweep", counted)
+    return seen
+
+
 @pytest.mark.parametrize("executor", [Bare, Hosted, Recovering])
 def test_a_plugin_that_runs_containers_is_left_alone_by_the_sweep(
-    executor: type[Bare], caplog: pytest.LogCaptureFixture
+    executor: type[Bare], caplog: pytest.LogCaptureFixture, sweeps: list[None]
 ) -> None:
     plugin = f"{__name__}:{executor.__name__}"
     with caplog.at_level(logging.WARNING), running(Settings(plugins=[plugin]), queues={"container": 1}) as jobq:
         job = jobq.wait(jobq.enqueue(Container(image="busybox")).id, timeout=20)
         assert job.status is Status.COMPLETED
-        time.sleep(1.0)  # the sweep and the lease had their turn
+        sweeps.clear()
+        wait_until(lambda: len(sweeps) > 3, what="the sweep to have its turn")
     assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_an_engine_that_goes_away_is_said_once_without_a_traceback(
-    docker_engine: services.Docker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    docker_engine: services.Docker, caplog: pytest.LogCaptureFixture, sweeps: list[None]
 ) -> None:
-    monkeypatch.setattr("workers.service._SWEEP_EVERY", 0.1)
     with running(Settings(docker_host=docker_engine.url), queues={"container": 1}) as jobq:
         job = jobq.enqueue({"image": docker_engine.image, "command": ["true"]}, kind="CONTAINER")
         assert jobq.wait(job.id, timeout=30).status is Status.COMPLETED
         caplog.clear()
         docker_engine.kill()
-        time.sleep(3.0)
-    # Not at all, where the renewal of the lease was the first to find the engine gone: then no sweep begins.
-    assert caplog.text.count("the loop sweep waits: the Docker engine at") <= 1
+        sweeps.clear()
+        wait_until(lambda: len(sweeps) > 4, timeout=30, what="the sweep to find no engine again and again")
+    assert caplog.text.count("the loop sweep waits: the Docker engine at") == 1
     assert "Traceback" not in caplog.text
