@@ -22,7 +22,6 @@ from celery.bootsteps import CLOSE  # type: ignore[attr-defined]  # the stubs la
 from celery.exceptions import SecurityWarning
 from celery.signals import (
     task_rejected,
-    task_unknown,
     worker_init,
     worker_ready,
     worker_shutdown,
@@ -61,6 +60,7 @@ class App:
             # A hint waits for room on its thread: two for each queue, so that no queue starves the others.
             worker_concurrency=2 * len(queues),
             worker_pool="workers.pool:HintPool",
+            worker_consumer="workers.consumer:HintConsumer",
         )
         self.celery.task(name=TASK, ignore_result=True, shared=False)(self._run)
 
@@ -74,7 +74,7 @@ class App:
         self.worker.hint(hint.queue, hint.ids)
 
     def _refused(self, sender: Any = None, **_: Any) -> None:
-        """Celery refused a message by itself: a foreign task, a form that could carry code, or no form at all."""
+        """The consumer dropped a message: a foreign task, a form that could carry code, or no form at all."""
         if getattr(sender, "app", None) is self.celery:
             self.dropped += 1
 
@@ -82,8 +82,7 @@ class App:
 
     def begin(self) -> None:
         """Start to work; Celery's consumer follows."""
-        for signal_ in (task_unknown, task_rejected):
-            signal_.connect(self._refused, weak=False)
+        task_rejected.connect(self._refused, weak=False)
         self.worker = Worker(self.settings, self.queues)
         self.worker.lease.on_drain = self.on_drain
         self.worker.start()
@@ -95,8 +94,7 @@ class App:
 
     def end(self) -> None:
         """Let running jobs end, then stop."""
-        for signal_ in (task_unknown, task_rejected):
-            signal_.disconnect(self._refused)
+        task_rejected.disconnect(self._refused)
         if self.worker is not None:
             self.worker.stop()
             self.worker = None
