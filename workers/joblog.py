@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from jobq.store.logs import Chunk
+from workers.redaction import Redaction
 
 MAX_LINE = 16 * 1024
 """Bytes of one stored line; a longer one is cut, and says so."""
-MIN_HIDDEN = 4
-"""A shorter secret would turn every log into asterisks."""
 _MAX_LINES_PER_CHUNK = 2000
 _CUT = "… [cut: the line is longer than 16 KiB]"
 
@@ -63,8 +62,8 @@ class JobLog:
         self._stored_bytes = 0
         self._dropped = 0
         self._partial: dict[str, _Partial] = {}
-        self.hidden: tuple[str, ...] = ()
-        """Values of secrets: asterisks take their place, line by line."""
+        self.redaction: Redaction | None = None
+        """Puts asterisks in the place of secrets, line by line."""
 
     def write(self, output: str | bytes, stream: str) -> None:
         """Append output; a line ends at its newline or at ``close``."""
@@ -90,8 +89,8 @@ class JobLog:
 
     def _end_line(self, partial: _Partial, stream: str) -> None:
         text = b"".join(partial.parts).decode("utf-8", "backslashreplace").rstrip("\r").replace("\x00", "\\x00")
-        for secret in self.hidden:
-            text = text.replace(secret, "***")
+        if self.redaction is not None:
+            text = self.redaction.hide_cut(text) if partial.skipping else self.redaction.hide(text)
         self._add(text + _CUT if partial.skipping else text, stream)
         partial.parts, partial.size, partial.skipping = [], 0, False
 

@@ -6,7 +6,7 @@ Collected in memory and written a few times a second, for all jobs in one transa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +14,8 @@ from jobq.store import artifacts
 from jobq.store.claim import Claimed, mark_executing, save_checkpoints
 from jobq.store.database import Connection, Database
 from jobq.store.logs import append, drop, next_line, size
-from workers.joblog import MIN_HIDDEN, Flushed, JobLog
+from workers.joblog import Flushed, JobLog
+from workers.redaction import Redaction
 
 _EVERY = 0.25
 
@@ -51,13 +52,13 @@ class Journal:
             left = max(self._max - size(conn, job.id), self._max // 8)
             return JobLog(job.id, job.attempt, left, next_line(conn, job.id))
 
-    def redact(self, job: Claimed, values: Iterable[str]) -> None:
-        """From now on these values appear as asterisks in the job's log."""
+    def redact(self, job: Claimed, redaction: Redaction) -> None:
+        """From now on secrets appear as asterisks in the job's log."""
         with self._lock:
             log = self._logs.get(job.id)
             if log is None:
                 log = self._logs[job.id] = self._begin(job)
-            log.hidden = tuple(sorted((value for value in values if len(value) >= MIN_HIDDEN), key=len, reverse=True))
+            log.redaction = redaction
 
     def artifact(self, job: Claimed, name: str, content: bytes) -> None:
         """Keep a file with the job: written together with the job's outcome."""

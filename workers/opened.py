@@ -9,26 +9,28 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobq.connections import Connection, Resolved, configuration
-from jobq.connectors import SOURCES, TARGETS, Access, Source, Target, connector_class
+from jobq.connectors import SOURCES, TARGETS, Access, ConnectorError, Source, Target, connector_class
 from jobq.settings import Settings
 from jobq.store.connectors import resolve
 from jobq.store.database import Database
 from workers.keyring import Keyring
+from workers.redaction import Redaction
 
 _FRESH = 60.0
 
 
 @dataclass(slots=True)
 class _Open:
-    """A target, how many jobs use it now, and since when it is open."""
+    """A target, its secrets, how many jobs use it now, and since when it is open."""
 
     target: Target
+    redaction: Redaction
     opened: float = field(default_factory=time.monotonic)
     users: int = 0
     dropped: bool = False
@@ -46,9 +48,11 @@ class Opened:
     @asynccontextmanager
     async def source(self, tenant: str, spec: Connection, access_log: Any) -> AsyncIterator[Source]:
         """A source of its own for one SYNC. Raises JobQError for what is not there or not allowed."""
-        source: Source = await self._make(SOURCES, tenant, spec, access_log)
+        source: Source
+        source, redaction = await self._make(SOURCES, tenant, spec, access_log)
         try:
-            yield source
+            with _concealing(redaction):
+                yield source
         finally:
             await source.close()
 
@@ -61,7 +65,8 @@ class Opened:
             found = await self._renewed(key, tenant, spec)
         found.users += 1
         try:
-            yield found.target
+            with _concealing(found.redaction):
+                yield found.target
         finally:
             found.users -= 1
             if found.dropped and not found.users:
@@ -73,7 +78,7 @@ class Opened:
             before = self._targets.get(key)
             if before is not None and time.monotonic() - before.opened <= _FRESH:
                 return before
-            self._targets[key] = made = _Open(await self._make(TARGETS, tenant, spec, None))
+            self._targets[key] = made = _Open(*await self._make(TARGETS, tenant, spec, None))
             if before is not None:
                 await self._drop(before)
         return made
@@ -84,13 +89,14 @@ class Opened:
         if not old.users:
             await old.target.close()
 
-    async def _make(self, group: str, tenant: str, spec: Connection, access_log: Any) -> Any:
+    async def _make(self, group: str, tenant: str, spec: Connection, access_log: Any) -> tuple[Any, Redaction]:
         resolved, secrets = await asyncio.to_thread(self._look_up, tenant, spec)
         found = connector_class(group, resolved.type)
         config = configuration(found.config, resolved.config, resolved.secrets)
         config.check(self._settings.policy)
-        logged = {} if access_log is None else {"log": access_log}
-        return found(config, Access(self._settings.policy, secrets, **logged))
+        redaction = Redaction(secrets.values())
+        logged = {} if access_log is None else {"log": lambda text: access_log(redaction.hide(text))}
+        return found(config, Access(self._settings.policy, secrets, **logged)), redaction
 
     def _look_up(self, tenant: str, spec: Connection) -> tuple[Resolved, dict[str, str]]:
         with self._database.read() as conn:
@@ -108,3 +114,18 @@ class Opened:
         for each in self._targets.values():
             await self._drop(each)
         self._targets.clear()
+
+
+@contextmanager
+def _concealing(redaction: Redaction) -> Iterator[None]:
+    """No error leaves a connector with one of its secrets, whoever wrote the connector, and whoever it quotes."""
+    try:
+        yield
+    except ConnectorError as error:
+        error.args = (redaction.hide_cut(str(error)),)
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        if (hidden := redaction.hide(told)) == told:
+            raise
+        raise ConnectorError(hidden, error_class=type(error).__name__) from None

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from workers.executors import Executors
 from workers.journal import Journal
 from workers.keyring import Keyring
 from workers.recorder import Recorder
+from workers.redaction import Redaction
 from workers.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class Running:
     outlives: bool = False
     """Its work goes on where it lives, without this worker."""
     recovered: bool = False
+    redaction: Redaction | None = None
+    """Of the secrets that the job was handed."""
     task: asyncio.Task[None] | None = None
     timed_out: bool = False
     began: float = field(default_factory=time.monotonic)
@@ -141,6 +145,8 @@ class Runner:
 
     async def _run(self, running: Running) -> None:
         outcome = await self._execute(running)
+        if running.redaction is not None:
+            outcome = running.redaction.outcome(outcome)
         job, stop = running.job, running.ctx.stop
         drained = stop is Stop.DRAIN and outcome.error_class == "stopped"
         if stop is Stop.FENCED or (drained and running.outlives):
@@ -175,14 +181,22 @@ class Runner:
         except (InvalidInput, Forbidden, NotFound, Misconfigured) as error:
             return Outcome.invalid(str(error))
         except Exception as error:
-            log.debug("job %s raised", job.id, exc_info=True)
+            self._tell_debugger(running)
             return Outcome.failed(f"{type(error).__name__}: {error}"[:2000], error_class=type(error).__name__)
 
+    @staticmethod
+    def _tell_debugger(running: Running) -> None:
+        """Where an exception came from, at DEBUG; it may quote a secret too."""
+        if log.isEnabledFor(logging.DEBUG):
+            trace = traceback.format_exc()
+            log.debug("job %s raised: %s", running.job.id, running.redaction.hide(trace) if running.redaction else trace)
+
     async def _hand_over(self, running: Running, names: Iterable[str]) -> None:
-        """The secrets that the spec names, for its executor only: the log shows asterisks in their place."""
+        """The secrets that the spec names, for its executor only: log and outcome show asterisks in their place."""
         ctx = running.ctx
         ctx.secrets = await asyncio.to_thread(self._keyring.read, running.job.tenant, names)
-        self._journal.redact(running.job, ctx.secrets.values())
+        running.redaction = Redaction(ctx.secrets.values())
+        self._journal.redact(running.job, running.redaction)
 
     async def _with_deadline(self, running: Running, work: Awaitable[Outcome], grace: float) -> Outcome:
         timer = self._loop.call_later((running.job.timeout or 0.0) + grace, self._expire, running)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jobq.store.logs import Chunk
 from workers.joblog import MAX_LINE, Flushed, JobLog
+from workers.redaction import Redaction
 
 JOB = UUID("0199c0de-0000-7000-8000-000000000001")
 PLENTY = 1024 * 1024
@@ -139,7 +140,7 @@ def test_lines_carry_the_instant_at_which_they_ended() -> None:
 
 def test_secrets_are_replaced_also_when_a_line_comes_in_parts() -> None:
     log, stored = JobLog(JOB, 1, PLENTY), Stored()
-    log.hidden = ("hunter2-long", "hunter2")
+    log.redaction = Redaction(["hunter2-long", "hunter2"])
     log.write("token=hunt", "stdout")
     log.write("er2 hunter2-long\n", "stdout")
     stored.take(log.close())

@@ -28,7 +28,7 @@ from jobq.connectors import (
 from jobq.errors import JobQError
 from workers.connectors.configs import check_area
 from workers.connectors.file_configs import AreaConfig, fixed_part
-from workers.connectors.redaction import Redaction
+from workers.redaction import Redaction
 
 MAX_NAME = 180  # of the 255 bytes that file systems take: a temporary name is longer
 
@@ -48,7 +48,7 @@ class Area:
 
     def __init__(self, url: str, config: AreaConfig, access: Access) -> None:
         self._url, self._config, self._access = url, config, access
-        self._hide = Redaction(access.secrets)
+        self._hide = Redaction(access.secrets.values())
         self._fs: Any = None
         self.local = get_protocol(url) in {"file", "local"}
 

@@ -27,9 +27,9 @@ from jobq.connectors import (
 )
 from jobq.net import is_blocked
 from jobq.outbound.resolver import system_lookup
-from workers.connectors.redaction import Redaction
 from workers.connectors.sql_configs import SqlConfig
 from workers.connectors.threads import Threads
+from workers.redaction import Redaction
 
 Result = TypeVar("Result")
 
@@ -52,7 +52,7 @@ class Database:
 
     def __init__(self, config: SqlConfig, access: Access) -> None:
         self._config, self._access = config, access
-        self._hide = Redaction(access.secrets)
+        self._hide = Redaction(access.secrets.values())
         self._threads = Threads("sql", config.connections)
         self._opening = threading.Lock()
         self._engine: sa.Engine | None = None
@@ -114,7 +114,7 @@ class Database:
             raise InvalidConfiguration("the database URL is malformed") from None
         if config.password is not None:
             url = url.set(password=secrets[config.password])
-        self._hide = Redaction(secrets, url.password or "")
+        self._hide = Redaction([*secrets.values(), str(url.password or "")])
         return url.set(drivername=_POSTGRESQL) if backend in {"postgresql", "postgres"} else url
 
     def _connect_to_a_checked_address(self, _dialect: Any, _record: Any, _args: Any, params: dict[str, Any]) -> None:

@@ -152,7 +152,7 @@ class HttpTarget:
         """What the service says, where it may be a complaint."""
         if answer.status < 300 and not self._config.rules:
             return ""
-        return self._session.hide(answer.body[:2000].decode(errors="replace"))
+        return self._session.hide(answer.body.decode(errors="replace"))
 
     def _external_id(self, answer: Answer) -> str | None:
         if self._config.external_id is None:

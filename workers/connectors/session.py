@@ -22,7 +22,7 @@ from jobq.outbound.causes import dns_failed, tls_failed, words
 from jobq.outbound.resolver import Resolver, Resolves
 from workers.connectors.answers import Answer
 from workers.connectors.http_configs import Basic, Bearer, Header, HttpConfig
-from workers.connectors.redaction import Redaction
+from workers.redaction import Redaction
 
 MAX_COMPLAINT = 64 * 1024
 """Bytes that are read of an answer that is no success."""
@@ -42,7 +42,7 @@ class Session:
         self._allowed = access.policy.networks_allowed()
         self._resolver = resolver or Resolver()
         self._client: aiohttp.ClientSession | None = None
-        self.hide = Redaction(access.secrets, _basic_pair(config, access))
+        self.hide = Redaction([*access.secrets.values(), _basic_pair(config, access)])
         """Makes text of the service fit for showing."""
 
     async def ask(

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 
 from jobq.errors import InvalidInput
 from jobq.validation import parse_json
+from workers.redaction import Redaction
 
 DOCKER_HUB = "https://index.docker.io/v1/"
 _FORMS = ({"username", "password"}, {"identitytoken"})
-_SHORTEST_MASKED = 4
-"""As in logs: a shorter one would turn every message into asterisks."""
 
 Login = Mapping[str, str]
 
@@ -54,7 +53,4 @@ def server_of(image: str) -> str:
 
 def masked(text: str, login: Login | None) -> str:
     """A message of the engine, with asterisks where a careless registry repeats the password or token."""
-    for key, value in (login or {}).items():
-        if key != "username" and len(value) >= _SHORTEST_MASKED:
-            text = text.replace(value, "***")
-    return text
+    return Redaction(value for key, value in (login or {}).items() if key != "username").hide(text)
