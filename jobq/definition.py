@@ -152,7 +152,9 @@ def _checked_spec(spec: Any, kind: Kind, settings: Settings) -> dict[str, Any]:
     """The spec as JSON, valid for its kind and allowed by the operator."""
     if isinstance(spec, Spec) and not isinstance(spec, kind.spec):
         raise InvalidInput(f"A {type(spec).__name__} is no spec of {kind.name}.", pointer="/spec")
-    valid = spec if isinstance(spec, Spec) else parse(kind.spec, spec, "/spec")
+    # An instance is read anew as well, as the worker will: it may be a copy with changes, which nobody has judged.
+    given = spec.model_dump(mode="json", warnings=False) if isinstance(spec, Spec) else spec
+    valid = parse(kind.spec, given, "/spec")
     valid.check(settings.policy)
     stored: dict[str, Any] = valid.model_dump(mode="json")
     check_json(stored, max_bytes=settings.max_spec_bytes, pointer="/spec")

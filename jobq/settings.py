@@ -8,7 +8,7 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -68,8 +68,6 @@ class Policy(BaseModel):
     areas: list[str] = Field(default_factory=list)
     """Folders (absolute) and URL prefixes where connectors may read and write files. None: the worker's disk is closed."""
 
-    _NEVER: ClassVar[frozenset[str]] = frozenset({"host", "bridge", "default"})
-
     @field_validator("probe_networks")
     @classmethod
     def _blocks(cls, blocks: list[str]) -> list[str]:
@@ -87,6 +85,11 @@ class Policy(BaseModel):
 
     def allows_image(self, image: str) -> bool:
         return any(fnmatch.fnmatchcase(image, pattern) for pattern in self.images)
+
+    def names_registry(self, host: str) -> bool:
+        """True where a pattern of images names this registry: not where one only happens to match it."""
+        heads = [pattern.partition("/")[0] for pattern in self.images if "/" in pattern]
+        return any(head[:1] not in {"", "*", "?", "["} and fnmatch.fnmatchcase(host, head) for head in heads)
 
     def network_modes_forbidden(self, network: str | None) -> bool:
         """True for host mode, for another container's network, and for names that the operator did not list."""

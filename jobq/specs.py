@@ -35,8 +35,9 @@ _IMAGE = re.compile(
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FORBIDDEN_OPTIONS = frozenset(
-    {"privileged", "mounts", "volumes", "binds", "devices", "cap_add", "security_opt", "pid_mode", "ipc_mode"}
-    | {"network_mode", "host_config", "userns_mode", "uts_mode", "sysctls", "cgroup_parent", "runtime"}
+    {"privileged", "mounts", "volumes", "volumes_from", "binds", "tmpfs", "devices", "device_requests", "gpus"}
+    | {"cap_add", "security_opt", "pid_mode", "ipc_mode", "network_mode", "host_config", "userns_mode", "uts_mode"}
+    | {"sysctls", "cgroup_parent", "cgroupns_mode", "runtime", "group_add", "ulimits", "links", "extra_hosts"}
 )
 
 
@@ -174,6 +175,12 @@ class Container(Spec):
                 f"The network {self.network!r} is not available to containers.", code="forbidden_option",
                 hint="The operator allows networks by name with JOBQ_POLICY__NETWORKS.", pointer="/spec/network",
             )  # fmt: skip
+        if (where := _inside(self.image, policy)) is not None:
+            raise Forbidden(
+                f"The image {self.image!r} would be pulled from {where}, which jobq does not have asked.",
+                code="image_not_allowed", pointer="/spec/image",
+                hint="The operator allows such a registry by its name in JOBQ_POLICY__IMAGES: registry-host:port/*.",
+            )  # fmt: skip
         if not policy.allows_image(self.image):
             raise Forbidden(
                 f"The image {self.image!r} is not among the images that the operator allows.", code="image_not_allowed",
@@ -182,6 +189,23 @@ class Container(Spec):
         for field, maximum in (("memory", policy.max_memory), ("cpus", policy.max_cpus), ("pids", policy.max_pids)):
             if maximum is not None and getattr(self, field) > maximum:
                 raise _bad_resource(field, f"{getattr(self, field)} is above the operator's maximum of {maximum}")
+
+
+def _inside(image: str, policy: Policy) -> str | None:
+    """The registry of an image, if it leads into the operator's network as it is written: a pull is a request too.
+
+    None for every other, and for one that the operator named in the patterns of images.
+    """
+    host, slash, _ = image.partition("/")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        return None  # Docker Hub's
+    if policy.names_registry(host):
+        return None
+    try:
+        check_url(f"https://{host}/", policy.networks_allowed())
+    except InvalidInput:
+        return f"the registry {host!r}"
+    return None
 
 
 def _bad_resource(field: str, problem: str) -> InvalidInput:

@@ -26,3 +26,23 @@ class NapExecutor:
         if spec.then == "fail":
             return Outcome.failed("it was told to fail", error_class="told")
         return Outcome.succeeded({"slept": spec.seconds})
+
+
+class Tell(Spec):
+    """Tell everything that one was told in confidence, in the way that ``how`` says."""
+
+    secrets: dict[str, str]
+    how: str = "raise"
+
+
+class TellExecutor:
+    """What a careless plugin does."""
+
+    kind = Kind("TELL", Tell, timeout=timedelta(seconds=10))
+
+    async def execute(self, spec: Tell, ctx: Context) -> Outcome:
+        told = " ".join(ctx.secrets.values())
+        ctx.log(f"I know {told}", "stdout")
+        if spec.how == "raise":
+            raise ValueError(f"a password like {told} cannot be used")
+        return Outcome.failed(f"refused: {told!r}", error_class=told, result={"answer": [told, {told: 1}]})

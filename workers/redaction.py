@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -69,6 +69,39 @@ class Redaction:
 
     def __repr__(self) -> str:
         return "Redaction(…)"
+
+
+class Veil:
+    """Takes secrets out of a text that is kept, and puts them back where it is used: a URL of a next page, say.
+
+    A secret that was set anew meanwhile is put back as it is now.
+    """
+
+    def __init__(self, secrets: Mapping[str, str]) -> None:
+        self._marks = {
+            f"{{secret:{name}:{number}}}": form
+            for name, value in secrets.items()
+            if len(value) >= MIN_HIDDEN
+            for number, form in enumerate(_in_url(value))
+        }
+
+    def cover(self, text: str) -> str:
+        """The text with marks in the place of secrets."""
+        for mark, form in sorted(self._marks.items(), key=lambda pair: len(pair[1]), reverse=True):
+            text = text.replace(form, mark)
+        return text
+
+    def lift(self, text: str) -> str:
+        """The text as it was."""
+        for mark, form in self._marks.items():
+            text = text.replace(mark, form)
+        return text
+
+
+def _in_url(value: str) -> tuple[str, ...]:
+    raw = value.encode("utf-8", "surrogatepass")
+    quoted = quote(raw, safe="")
+    return (value, quoted, quote(raw), quote_plus(raw), _lower_hex(quoted))
 
 
 def _overlap(text: str, form: str) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from jobq import JobQ, Settings
 from jobq.models import Job as JobModel
+from jobq.settings import Policy
 from jobq.specs import Container
 from jobq.states import Reason, Status
 from jobq.testing import running
@@ -110,7 +111,8 @@ def registry(docker_engine: services.Docker) -> Iterator[Registry]:
 
 @pytest.fixture
 def jobq(docker_engine: services.Docker) -> Iterator[JobQ]:
-    settings = Settings(docker_host=docker_engine.url, secret_key="a key for tests, long enough")
+    policy = Policy(images=["*", "127.0.0.1:*/*"])
+    settings = Settings(docker_host=docker_engine.url, secret_key="a key for tests, long enough", policy=policy)
     with running(settings, queues={"container": 1}) as jobq:
         yield jobq
 
@@ -170,7 +172,7 @@ def test_a_secret_that_does_not_exist_ends_the_job_as_invalid(jobq: JobQ, regist
 
 
 async def test_an_executor_that_was_handed_no_login_says_so(docker_engine: services.Docker, registry: Registry) -> None:
-    async with executor_at(docker_engine.url) as executor:
+    async with executor_at(docker_engine.url, policy=Policy(images=["127.0.0.1:*/*"])) as executor:
         outcome = await executor.execute(Container(image=registry.image, registry_secret="registry"), Job().ctx)
     assert outcome.reason is Reason.INVALID
     assert "there is no secret 'registry'" in outcome.message

@@ -134,6 +134,25 @@ def test_credentials_do_not_go_to_another_origin() -> None:
         assert not {"Authorization", "X-Tenant"} & other.requests[0].headers.keys()
 
 
+@pytest.mark.parametrize("pagination", [{"type": "link"}, {"type": "cursor", "next": "next"}])
+def test_a_cursor_never_holds_a_secret_and_reads_on_all_the_same(pagination: dict[str, Any]) -> None:
+    secret, escaped = "s3cret/to=ken", "s3cret%2Fto%3Dken"
+    with HttpPeer() as peer:
+        link = {"Link": f'<{peer.url}/?page=2&access_token={escaped}>; rel="next"'}
+        first = {"items": [{"id": 1}], "next": f"2-{secret}"}
+        second = (200, {}, {"items": [{"id": 2}], "next": None})
+        peer.answers = [(200, link, first), second, second]
+        config = {"url": peer.url, "pagination": pagination, "records": "items", "secrets": {"t": "t"}}
+        access = Access(LOCAL, {"t": secret})
+        seen = read_all(source(config, access))
+        cursors = [batch.cursor for batch in seen.batches]
+        assert not [cursor for cursor in cursors if secret in str(cursor) or escaped in str(cursor)]
+        again = read_all(source(config, access), Read(cursor=cursors[0]))
+        assert [record["id"] for record in again.records] == [2]
+        assert peer.requests[-1].query == peer.requests[1].query
+        assert secret in str(peer.requests[-1].query)
+
+
 def test_a_next_page_in_the_operators_network_is_refused() -> None:
     with HttpPeer() as peer:
         peer.answers = [(200, {"Link": '<http://169.254.169.254/latest>; rel="next"'}, [{"id": 1}])]

@@ -33,7 +33,7 @@ def test_an_image_that_is_no_reference_is_invalid(image: str) -> None:
 
 @pytest.mark.parametrize(
     "image",
-    ["busybox", "busybox:1.36", "library/busybox", "registry.example:5000/team/app:v1.2-rc_3", "localhost/app",
+    ["busybox", "busybox:1.36", "library/busybox", "registry.example:5000/team/app:v1.2-rc_3", "8.8.8.8/app",
      "busybox@sha256:" + "a" * 64, "host:5000/a/b:tag@sha256:" + "0" * 64],
 )  # fmt: skip
 def test_every_form_of_an_image_reference_is_accepted(image: str) -> None:
@@ -46,10 +46,26 @@ def test_an_image_that_the_operator_did_not_list_is_not_allowed(image: str) -> N
     Container(image="trusted/app:1").check(Policy(images=["trusted/*"]))
 
 
+INSIDE = ["127.0.0.1:5000/app", "localhost/app", "localhost:6379/app", "10.0.0.1/app", "169.254.169.254/latest/meta-data",
+          "metadata.google.internal/x", "0x7f.1:80/app", "2130706433:80/app", "192.168.1.1:8080/a/b:tag"]  # fmt: skip
+
+
+@pytest.mark.parametrize("image", INSIDE)
+def test_a_registry_inside_the_operators_network_is_asked_only_if_its_name_is_listed(image: str) -> None:
+    for images in (["*"], ["*/*"], ["?*:*/*"]):
+        assert code(refusal(Policy(images=images), image=image)) == "image_not_allowed"
+    Container(image=image).check(Policy(images=["*", f"{image.partition('/')[0]}/*"]))
+
+
+def test_a_registry_in_a_network_that_probes_may_reach_may_be_asked_too() -> None:
+    Container(image="127.0.0.1:5000/app").check(Policy(probe_networks=["127.0.0.0/8"]))
+
+
 @pytest.mark.parametrize(
     "option",
-    ["privileged", "mounts", "volumes", "binds", "devices", "cap_add", "security_opt", "pid_mode", "ipc_mode",
-     "network_mode", "host_config", "userns_mode", "uts_mode", "sysctls", "cgroup_parent", "runtime"],
+    ["privileged", "mounts", "volumes", "volumes_from", "binds", "tmpfs", "devices", "device_requests", "gpus", "cap_add",
+     "security_opt", "pid_mode", "ipc_mode", "network_mode", "host_config", "userns_mode", "uts_mode", "sysctls",
+     "cgroup_parent", "cgroupns_mode", "runtime", "group_add", "ulimits", "links", "extra_hosts"],
 )  # fmt: skip
 def test_options_that_would_give_rights_are_forbidden_whatever_they_say(option: str) -> None:
     error = refusal(Policy(), **{option: False})

@@ -110,10 +110,18 @@ class Area:
             for name in self._config.storage.values():
                 if name not in secrets:
                     raise InvalidCredentials(f"the secret {name!r} was not given to the connector")
-            options = {option: secrets[name] for option, name in self._config.storage.items()}
+            options: dict[str, Any] = {option: secrets[name] for option, name in self._config.storage.items()}
+            if get_protocol(self._url) in {"http", "https"}:
+                options["client_kwargs"] = {"middlewares": (self._stay_inside,)}
+                options["skip_instance_cache"] = True
             self._fs, _ = url_to_fs(fixed_part(self._url), **options)
         self._fs.invalidate_cache()  # a store's listing may be old
         return str(self._fs._strip_protocol(url))  # noqa: SLF001 - fsspec's own way from URLs to paths
+
+    async def _stay_inside(self, request: Any, handler: Any) -> Any:
+        """Between fsspec and each request over HTTP: it follows redirects, which may lead anywhere."""
+        self._check(str(request.url.with_query(None).with_fragment(None)))
+        return await handler(request)
 
     def _check(self, url: str) -> None:
         try:

@@ -17,6 +17,7 @@ from workers.connectors.pace import Pace
 from workers.connectors.pages import Place
 from workers.connectors.session import Session
 from workers.connectors.values import write_json
+from workers.redaction import Veil
 
 MiB = 1024 * 1024
 MAX_PAGE = 64 * MiB
@@ -34,6 +35,7 @@ class HttpSource:
         self._config, self._log = config, access.log
         self._session = Session(config, access, MAX_PAGE)
         self._pace = Pace(config.rate_limit)
+        self._veil = Veil(access.secrets)
 
     async def read(self, request: Read) -> AsyncIterator[Batch]:
         """The records, page by page. Records that are no objects are problems."""
@@ -41,9 +43,9 @@ class HttpSource:
             if records := await self._one(self._config.entity_url, request.entity):
                 yield Batch(records, None)
             return
-        place, before = Place.of(request, self._config), b""
+        place, before = self._place(request), b""
         if request.cursor is not None:  # there may be nothing more, and what has been seen must not be forgotten
-            yield Batch([], place.cursor(), place.state)
+            yield Batch([], self._cursor(place), place.state)
         while not place.end:
             answer = await self._ask(pages.url_of(self._config, place), may_be_missing=self._is_further(place))
             value = [] if answer.status == 404 else _value(answer)
@@ -61,6 +63,14 @@ class HttpSource:
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+    def _place(self, request: Read) -> Place:
+        place = Place.of(request, self._config)
+        return replace(place, at=self._veil.lift(place.at)) if isinstance(place.at, str) else place
+
+    def _cursor(self, place: Place) -> dict[str, Any]:
+        """The cursor, which is stored: services write tokens that they were sent into the URL of the next page."""
+        return replace(place, at=self._veil.cover(place.at) if isinstance(place.at, str) else place.at).cursor()
 
     def _is_further(self, place: Place) -> bool:
         """Some services answer a page behind the last one with 404."""
@@ -110,7 +120,7 @@ class HttpSource:
                 for number, record in enumerate(part)
                 if not isinstance(record, dict)
             ]
-            yield Batch(good, place.cursor(), state, problems)
+            yield Batch(good, self._cursor(place), state, problems)
 
 
 class HttpTarget:

@@ -100,10 +100,17 @@ def behind(config: HttpSourceConfig, place: Place, answer: Answer, value: Any, c
         at = at if isinstance(at, str | int | float) and not isinstance(at, bool) and at != "" else None
     elif isinstance(way, Link):
         at = next_link(answer.headers.get("Link", "")) if way.next is None else _found(way.next, value)
-        at = urljoin(answer.url, at) if isinstance(at, str) and at else None
+        at = _joined(answer, at) if isinstance(at, str) and at else None
     if at is not None and at == place.at:
         raise InvalidConfiguration(f"{answer}: its next page is itself")
     return replace(place, at=at, skip=0, end=at is None)
+
+
+def _joined(answer: Answer, url: str) -> str:
+    try:
+        return urljoin(answer.url, url)
+    except ValueError:
+        raise InvalidConfiguration(f"{answer}, but the URL of its next page is malformed") from None
 
 
 def _goes_on(more: str | None, value: Any, count: int) -> bool:

@@ -11,10 +11,11 @@ import os
 import socket
 from typing import ClassVar
 
-from jobq.errors import JobQError
+from jobq.duration import format_duration
+from jobq.errors import InvalidInput, JobQError
 from jobq.models import Outcome
 from jobq.plugins import BUILT_IN, Context, Kind
-from jobq.settings import Settings
+from jobq.settings import Policy, Settings
 from jobq.specs import Container
 from workers.container.engine import PATIENCE, DockerEngine, EngineError
 from workers.container.run import ContainerRun, Place
@@ -84,6 +85,7 @@ class ContainerExecutor:
         place = self._opened()
         try:
             spec.check(place.settings.policy)  # it may have become stricter since the job was accepted
+            _check_timeout(ctx.job.timeout, place.settings.policy)
         except JobQError as refused:
             return Outcome.invalid(str(refused))
         await self.find_host()
@@ -104,3 +106,10 @@ class ContainerExecutor:
         if self._place is None:
             raise RuntimeError("open() the executor first")
         return self._place
+
+
+def _check_timeout(timeout: float | None, policy: Policy) -> None:
+    """Raise InvalidInput for a container that would run for longer than the operator allows."""
+    longest = policy.max_container_timeout
+    if timeout is None or timeout > longest.total_seconds():
+        raise InvalidInput(f"A CONTAINER job may run for {format_duration(longest)} at most.", code="invalid_timeout")
