@@ -46,10 +46,13 @@ def _text() -> list[Any]:
     import os
 
     colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    return [_harmless, structlog.dev.ConsoleRenderer(colors=colors)]
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+    return [structlog.processors.format_exc_info, _harmless, renderer]
 
 
 def _harmless(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """What a message quotes may come from outside: it must not steer the terminal."""
+    """What a message or an exception quotes may come from outside: it must not steer the terminal."""
     event["event"] = plain(event["event"])
+    if "exception" in event:
+        event["exception"] = "\n".join(plain(line) for line in str(event["exception"]).split("\n"))
     return event
