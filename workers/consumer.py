@@ -27,11 +27,12 @@ class HintConsumer(Consumer):
     def create_task_handler(self, *args: Any, **parts: Any) -> Callable[[Any], None]:
         """Celery calls this for what it calls with each message."""
         take = super().create_task_handler(*args, **parts)
+        broken: Any = self.connection_errors  # type: ignore[attr-defined]  # the stubs lack it
 
         def on_message(message: Any) -> None:
             if read_hint(message) is None:
                 log.warning("a message was dropped: it is no hint of this version")
-                message.reject_log_error(log, self.connection_errors)
+                message.reject_log_error(log, broken)
                 task_rejected.send(sender=self, message=message, exc=None)
                 return
             message.headers = {"task": TASK, "id": str(uuid4()), "lang": "py"}

@@ -180,7 +180,7 @@ class Runner:
             return self._interrupted(running)
         except (InvalidInput, Forbidden, NotFound, Misconfigured) as error:
             return Outcome.invalid(str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is told, and recorded
             self._tell_debugger(running)
             return Outcome.failed(f"{type(error).__name__}: {error}"[:2000], error_class=type(error).__name__)
 
@@ -189,7 +189,9 @@ class Runner:
         """Where an exception came from, at DEBUG; it may quote a secret too."""
         if log.isEnabledFor(logging.DEBUG):
             trace = traceback.format_exc()
-            log.debug("job %s raised: %s", running.job.id, running.redaction.hide(trace) if running.redaction else trace)
+            log.debug(
+                "job %s raised: %s", running.job.id, running.redaction.hide(trace) if running.redaction else trace
+            )
 
     async def _hand_over(self, running: Running, names: Iterable[str]) -> None:
         """The secrets that the spec names, for its executor only: log and outcome show asterisks in their place."""

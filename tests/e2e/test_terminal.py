@@ -41,8 +41,6 @@ COLUMNS = {
 }
 
 
-
-
 def forge(jobq: JobQ) -> None:
     """Hostile text in every column that a person reads: what no door lets in may still be there."""
     with jobq.database.begin() as conn:
@@ -50,7 +48,7 @@ def forge(jobq: JobQ) -> None:
         for table, columns in COLUMNS.items():
             assert table in there, there
             for column in columns:
-                conn.execute(sa.text(f"UPDATE {table} SET {column} = :text"), {"text": TEXT})  # noqa: S608 - names from above
+                conn.execute(sa.text(f"UPDATE {table} SET {column} = :text"), {"text": TEXT})
 
 
 @pytest.fixture
@@ -68,9 +66,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     return run
 
 
-def test_no_command_passes_on_what_steers_a_terminal(
-    told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_command_passes_on_what_steers_a_terminal(told: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(plugins=["tests.kinds:NapExecutor"], secret_key="a key for tests, long enough")
     with running(settings, queues={"nap": 2}) as jobq:
         jobq.secrets.set("s", "value")

@@ -58,7 +58,9 @@ class _Echo(BaseHTTPRequestHandler):
             link = {"Link": f'</items?page={number + 1}&token={quote(SECRET, safe="")}>; rel="next"'}
             time.sleep(0.1)
             return self._answer(200, json.dumps([{"id": number}]), link if number < 3 else {})
-        return self._answer(401, f"{told} {json.dumps({'you': told})} {quote(told)} {base64.b64encode(told.encode())!r}")
+        return self._answer(
+            401, f"{told} {json.dumps({'you': told})} {quote(told)} {base64.b64encode(told.encode())!r}"
+        )
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -109,9 +111,7 @@ def peer() -> Iterator[str]:
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, postgres_url: str, docker_engine: services.Docker, peer: str
-) -> Iterator[Run]:
+def run(tmp_path: Path, postgres_url: str, docker_engine: services.Docker, peer: str) -> Iterator[Run]:
     with services.Redis() as broker:  # of its own: it wants a password
         broker.ask(f"CONFIG SET requirepass {OWN['broker']}\r\n".encode())
         database_url = postgres_url.replace("postgres@", f"postgres:{OWN['database']}@")

@@ -111,10 +111,14 @@ def test_an_instance_that_nobody_validated_is_refused_too(more: dict[str, Any]) 
         assert accepted.spec == good.model_dump(mode="json")
 
 
-@pytest.mark.parametrize("name", ["privileged", "binds", "host network", "pid", "a variable in a name", "no limit of processes"])
+@pytest.mark.parametrize(
+    "name", ["privileged", "binds", "host network", "pid", "a variable in a name", "no limit of processes"]
+)
 def test_a_manifest_is_refused(name: str, tmp_path: Path) -> None:
     file = tmp_path / "flow.yaml"
-    file.write_text(json.dumps([{"name": "nightly", "kind": "CONTAINER", "interval": 60, "spec": {**GOOD, **ESCAPES[name]}}]))
+    file.write_text(
+        json.dumps([{"name": "nightly", "kind": "CONTAINER", "interval": 60, "spec": {**GOOD, **ESCAPES[name]}}])
+    )
     with pytest.raises((InvalidInput, Forbidden)):
         load_file(file, Settings())
 
@@ -155,12 +159,25 @@ def forge_spec(conn: Any, job_id: Any, spec: dict[str, Any]) -> None:
 
 # --- what is asked of the engine --------------------------------------------------------------------------------------
 
-BODY = {"Image", "User", "Env", "Labels", "NetworkDisabled", "Healthcheck", "HostConfig", "Cmd", "Entrypoint", "WorkingDir"}
+BODY = {
+    "Image",
+    "User",
+    "Env",
+    "Labels",
+    "NetworkDisabled",
+    "Healthcheck",
+    "HostConfig",
+    "Cmd",
+    "Entrypoint",
+    "WorkingDir",
+}
 HOST_CONFIG = {
     "Memory", "MemorySwap", "NanoCpus", "PidsLimit", "CapDrop", "SecurityOpt", "Init", "IpcMode", "NetworkMode",
     "ReadonlyRootfs", "AutoRemove", "RestartPolicy", "LogConfig",
 }  # fmt: skip
-texts = st.text(max_size=30) | st.sampled_from(["/", "/host", "host", "ALL", "container:x", "none", "jobs", "a=b", "busybox", "x\x00"])
+texts = st.text(max_size=30) | st.sampled_from(
+    ["/", "/host", "host", "ALL", "container:x", "none", "jobs", "a=b", "busybox", "x\x00"]
+)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-10, 2**33) | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -182,7 +199,9 @@ JOB = JobRef(uuid4(), 1, "acme", "CONTAINER", "nightly", "container", "MANUAL", 
 
 
 @given(documents)
-def test_whatever_a_spec_says_the_engine_is_asked_for_nothing_outside_of_the_whitelist(document: dict[str, Any]) -> None:
+def test_whatever_a_spec_says_the_engine_is_asked_for_nothing_outside_of_the_whitelist(
+    document: dict[str, Any],
+) -> None:
     policy = Policy(networks=["jobs"])
     try:
         spec = parse(Container, document, "/spec")
@@ -253,4 +272,9 @@ async def test_a_container_that_really_runs_has_no_rights(user: str, docker_engi
     assert not any(host.get(name) for name in ("Privileged", "Binds", "Devices", "CapAdd", "PidMode", "UTSMode", "UsernsMode",
                                                "VolumesFrom", "Sysctls", "GroupAdd", "DeviceRequests"))  # fmt: skip
     assert (host["NetworkMode"], host["IpcMode"], host["CapDrop"]) == ("none", "private", ["ALL"])
-    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (32 * MiB, 32 * MiB, 5 * 10**8, 20)
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (
+        32 * MiB,
+        32 * MiB,
+        5 * 10**8,
+        20,
+    )

@@ -243,7 +243,11 @@ async def test_no_next_page_leads_inside(witness: Witness) -> None:
     relative = [f"//127.0.0.1:{witness.port}/", f"\\\\127.0.0.1:{witness.port}\\", f"/\\127.0.0.1:{witness.port}/",
                 f"http:127.0.0.1:{witness.port}/", f"http:/127.0.0.1:{witness.port}/", f"///127.0.0.1:{witness.port}/",
                 f"@127.0.0.1:{witness.port}/", f"http://{PEER}@127.0.0.1:{witness.port}/"]  # fmt: skip
-    sent = [*(url for url in CORPUS if url.isprintable()), *(with_port(url, witness.port) for url in FORBIDDEN), *relative]
+    sent = [
+        *(url for url in CORPUS if url.isprintable()),
+        *(with_port(url, witness.port) for url in FORBIDDEN),
+        *relative,
+    ]
     sent = [url for url in sent if not is_elsewhere(url)]
     async with leading(dict(enumerate(sent))) as peer:
         config = {"records": "items", "pagination": {"type": "link", "next": "next"}}
@@ -298,8 +302,8 @@ def test_a_database_file_outside_of_every_area_is_not_opened(tmp_path: Path) -> 
     (tmp_path / "area" / "link.db").symlink_to(tmp_path / "inside.db")
     config = parse(SqlSourceConfig, {"secret": "dsn", "secrets": {"dsn": "d"}, "table": "t", "key": "id"})
     for path in ("inside.db", "area/../inside.db", "area/link.db", "area/%2e%2e/inside.db"):
+        dsn = f"sqlite:///{tmp_path}/{path}"
         with pytest.raises(ConnectorError):
-            dsn = f"sqlite:///{tmp_path}/{path}"
             read_all(SqlSource(config, Access(Policy(areas=[str(tmp_path / "area")]), {"dsn": dsn})))
 
 

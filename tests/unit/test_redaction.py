@@ -60,7 +60,9 @@ def test_a_key_is_hidden_line_by_line() -> None:
 
 
 @given(secrets.filter(lambda text: not text.startswith(" ")), st.integers(4, 30), st.text("xyz", max_size=10))
-def test_what_was_cut_in_the_middle_of_a_secret_does_not_show_its_beginning(secret: str, kept: int, before: str) -> None:
+def test_what_was_cut_in_the_middle_of_a_secret_does_not_show_its_beginning(
+    secret: str, kept: int, before: str
+) -> None:
     assume(kept < len(secret))
     assert secret[:kept] not in Redaction([secret]).hide_cut(before + secret[:kept])
 
