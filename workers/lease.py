@@ -40,7 +40,7 @@ from jobq.store.workers import (
 )
 from workers.executors import Executors
 from workers.identity import new_identity, process_start
-from workers.runner import Runner, Running
+from workers.runner import Key, Runner, Running
 from workers.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -111,32 +111,36 @@ class Lease:
         self._look_around(identity, host)
         return max(self._every - (time.monotonic() - began), 0.1)
 
-    def _snapshot(self) -> dict[UUID, Running]:
+    def _snapshot(self) -> dict[Key, Running]:
         return dict(self.runner.running) if self.runner else {}
 
-    def _obey(self, renewal: Renewal, before: dict[UUID, Running], identity: Identity) -> None:
+    def _obey(self, renewal: Renewal, before: dict[Key, Running], identity: Identity) -> None:
         """Bring what runs here in line with what the database says.
 
-        Only jobs that were here before it was asked can be missing from its answer.
+        Only attempts that were here before it was asked can be missing from its answer. What began under a former
+        identity, because the reply to its claim came after that one's death, is no longer ours.
         """
         assert self.runner is not None
-        for job_id, running in before.items():
-            listed = renewal.running.get(job_id)
-            if job_id in self.runner.running and (listed is None or listed[0] != running.job.attempt):
-                if running.owner == identity.id:
+        for key, running in before.items():
+            attempt, desired = renewal.running.get(running.job.id, (0, Desired.RUN))
+            if key != (running.job.id, attempt, identity.id):
+                if key in self.runner.running:
                     self._let_go(running)
-            elif listed is not None and listed[1] in _STOPS:
-                self.runner.stop(running, _STOPS[listed[1]])
-        now_running = self._snapshot()
-        unheld = {job: attempt for job, (attempt, _) in renewal.running.items() if job not in now_running}
-        again = [job for job, attempt in unheld.items() if self._unheld.get(job) == attempt]
-        self._unheld = unheld
-        if again:
-            held = {job: running.job.attempt for job, running in now_running.items()}
-            self._database.run(lambda conn: release_unheld(conn, identity.id, held, again))
+            elif desired in _STOPS:
+                self.runner.stop(running, _STOPS[desired])
+        self._give_back(renewal, identity)
         if renewal.draining and not self._drain_begun:
             self._drain_begun = True
             self.on_drain()
+
+    def _give_back(self, renewal: Renewal, identity: Identity) -> None:
+        """What is listed twice in a row and does not run here. A drain leaves work behind that others take over."""
+        held = {job: attempt for job, attempt, owner in sorted(self._snapshot()) if owner == identity.id}
+        unheld = {job: attempt for job, (attempt, _) in renewal.running.items() if held.get(job) != attempt}
+        again = [job for job, attempt in unheld.items() if self._unheld.get(job) == attempt]
+        self._unheld = unheld
+        if again and not self._drain_begun:
+            self._database.run(lambda conn: release_unheld(conn, identity.id, held, again))
 
     # --- fencing -------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class Writer(Protocol):
 class Recorder:
     """Takes reports from any thread; ``tick`` writes them from one."""
 
-    def __init__(self, database: Database, journal: Writer, on_recorded: Callable[[Sequence[Report]], None]) -> None:
+    def __init__(self, database: Database, journal: Writer, on_recorded: Callable[[UUID, Sequence[Report]], None]) -> None:
         self._database = database
         self._journal = journal
         self._on_recorded = on_recorded
@@ -88,7 +88,7 @@ class Recorder:
             except (Refusal, TypeError, ValueError) as error:
                 self._halve(owner, reports, error)
                 return
-        self._on_recorded(reports)
+        self._on_recorded(owner, reports)
 
     def _write(self, owner: UUID, reports: list[Report]) -> None:
         def work(conn: Connection) -> tuple[set[UUID], Callable[[], None]]:
@@ -114,7 +114,7 @@ class Recorder:
         report = reports[0]
         log.error("the outcome of job %s cannot be stored: %s", report.id, error)
         if report.outcome.error_class == "unstorable":
-            self._on_recorded(reports)  # even the plain statement is refused: the reaper ends the job
+            self._on_recorded(owner, reports)  # even the plain statement is refused: the reaper ends the job
             return
         cause = Outcome.failed(
             f"the outcome cannot be stored: {type(error).__name__}", error_class="unstorable", retry=False

@@ -41,6 +41,10 @@ _BACKSTOP = 5.0
 """Seconds by which the worker's own timeout is later than that of an executor that watches the time itself."""
 
 
+Key = tuple[UUID, int, UUID]
+"""Job, attempt, and the identity under which it was claimed or adopted."""
+
+
 @dataclass(slots=True)
 class Running:
     """A job that this worker executes at the moment."""
@@ -58,6 +62,11 @@ class Running:
     task: asyncio.Task[None] | None = None
     timed_out: bool = False
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> Key:
+        """What tells it apart from every other attempt, also of the same job: the fence of its writes."""
+        return self.job.id, self.job.attempt, self.owner
 
 
 class Runner:
@@ -77,7 +86,8 @@ class Runner:
         self._database, self._slots, self._executors = database, slots, executors
         self._journal, self._recorder, self._claimant = journal, recorder, claimant
         self._loop, self._keyring = executors.loop, keyring
-        self.running: dict[UUID, Running] = {}
+        self.running: dict[Key, Running] = {}
+        """A job may be here twice for a moment: its next attempt begins before this one is forgotten."""
         self.last_hint: dict[str, float] = {}
         self.overflowed: set[str] = set()
         """Queues with promoted jobs that had no room here: claimed without a hint as soon as there is."""
@@ -120,7 +130,7 @@ class Runner:
         """Start claimed (or adopted) jobs on the event loop. From any thread."""
         started = [self._prepare(job, owner, recovered=recovered) for job in jobs]
         if started:
-            self.running.update((running.job.id, running) for running in started)
+            self.running.update((running.key, running) for running in started)
             self._loop.call_soon_threadsafe(self._start, started)
 
     def _prepare(self, job: Claimed, owner: UUID, *, recovered: bool) -> Running:
@@ -231,15 +241,16 @@ class Runner:
 
     # --- record --------------------------------------------------------------------------------------------
 
-    def recorded(self, reports: Sequence[Report]) -> None:
+    def recorded(self, owner: UUID, reports: Sequence[Report]) -> None:
         """The outcomes are committed (or were refused): their slots are free."""
-        self.forget([running for report in reports if (running := self.running.get(report.id)) is not None])
+        found = (self.running.get((report.id, report.attempt, owner)) for report in reports)
+        self.forget([running for running in found if running is not None])
 
     def forget(self, ended: Iterable[Running]) -> None:
         """These jobs hold no slot here any more."""
         counts: defaultdict[str, int] = defaultdict(int)
         for running in ended:
-            if self.running.pop(running.job.id, None) is not None:
+            if self.running.pop(running.key, None) is not None:
                 counts[running.job.queue] += not running.recovered
         for queue, count in counts.items():
             self._slots.give(queue, count)

@@ -12,6 +12,7 @@ from jobq.errors import Unavailable
 from jobq.loop import Loop
 from jobq.plugins import Stop
 from jobq.settings import Settings
+from jobq.store.claim import Report
 from jobq.store.database import Database
 from jobq.store.installation import installation_id
 from jobq.store.jobs import running_here
@@ -93,8 +94,8 @@ class Worker:
         if queue in self.slots.capacity and not self._draining:
             self.runner.hint(queue, ids)
 
-    def _recorded(self, reports: Sequence[object]) -> None:
-        self.runner.recorded(reports)  # type: ignore[arg-type]
+    def _recorded(self, owner: UUID, reports: Sequence[Report]) -> None:
+        self.runner.recorded(owner, reports)
         if self.runner.overflowed:
             self._looking.wake()
 
