@@ -100,8 +100,9 @@ def test_an_attempt_that_begins_before_the_one_before_it_is_forgotten_is_held(be
         recorded(owner, reports)
 
     bench.worker._recorder._on_recorded = claim_first
-    while not bench.attempts(job) == [2]:
-        bench.worker._recorder.tick()
+    wait_until(
+        lambda: bench.worker._recorder.tick() == 0.0 and bench.attempts(job) == [2], 20, what="the second attempt alone"
+    )
 
     assert bench.worker.slots.free(QUEUE) == SLOTS - 1
     for _ in range(3):

@@ -41,6 +41,10 @@ class Verdict(NamedTuple):
     requeued: bool
     kind: str
 
+    @property
+    def ended(self) -> bool:
+        return self.status in TERMINAL
+
 
 def _verdict(change: Change) -> Verdict:
     assert change.ended is not None
@@ -84,7 +88,7 @@ def end_attempt(job: Job, verdict: Verdict) -> Job:
     held = verdict.status is Status.PENDING and job.desired is Desired.PAUSE
     return job._replace(
         status=verdict.status, reason=Reason.PAUSED if held else verdict.reason, owner=NOBODY, host=NOWHERE,
-        failures=job.failures + verdict.charged, requeues=job.requeues + verdict.requeued, ledger=ledger,
+        failures=job.failures + verdict.charged, requeues=job.requeues + (verdict.requeued and not verdict.ended), ledger=ledger,
     )  # fmt: skip
 
 

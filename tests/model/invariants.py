@@ -46,9 +46,9 @@ def _owners(world: World, scenario: Scenario) -> Iterator[str]:
         if len(keys) != len(set(keys)):
             yield "a worker executes one attempt twice"
         for work in worker.works:
-            if work.phase in WORKING and work.stop is None and not _is_current(world, work) and not work.unseen:
-                if not _cannot_know(worker, scenario):
-                    yield f"attempt {work.attempt} goes on in a worker that is not its owner, and is not told to stop"
+            goes_on = work.phase in WORKING and work.stop is None and not work.unseen
+            if goes_on and not _is_current(world, work) and not _cannot_know(worker, scenario):
+                yield f"attempt {work.attempt} goes on in a worker that is not its owner, and is not told to stop"
 
 
 def _is_current(world: World, work: Work) -> bool:

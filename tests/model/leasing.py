@@ -211,7 +211,10 @@ def _runs_out(world: World, row: WorkerRow, to: Row, near: Near) -> Iterator[Ste
     if worker.life is Life.FROZEN:
         aged = with_worker(world, number, near=max(worker.near, near))
         yield Step(Cause.SYSTEM, "database", what, with_row(aged, WorkerRow(row.id, to)))
-    elif not healthy(world, number) and worker.near > near:
-        if not any(work.stop is Stop.FENCED and work.phase in WORKING for work in worker.works):
-            over = WorkerRow(row.id, to, innocent=to is Row.OVER and not worker.cut)
-            yield Step(Cause.SYSTEM, "database", what, with_row(world, over))
+    elif not healthy(world, number) and worker.near > near and not _is_stopping(worker):
+        over = WorkerRow(row.id, to, innocent=to is Row.OVER and not worker.cut)
+        yield Step(Cause.SYSTEM, "database", what, with_row(world, over))
+
+
+def _is_stopping(worker: Worker) -> bool:
+    return any(work.stop is Stop.FENCED and work.phase in WORKING for work in worker.works)
