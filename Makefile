@@ -41,7 +41,7 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 
 chaos: $(STAMP) ## Kill, freeze and cut off real processes and check that no job is lost (minutes)
 	@$(BIN)/python -m tests.services
-	@$(BIN)/pytest tests/chaos -m chaos $(ARGS)
+	@$(BIN)/pytest tests/chaos tests/model -m chaos $(ARGS)
 
 bench: $(STAMP) ## Measure and print JSON
 	@$(BIN)/python -m bench $(ARGS)

@@ -37,7 +37,9 @@ class Writer(Protocol):
 class Recorder:
     """Takes reports from any thread; ``tick`` writes them from one."""
 
-    def __init__(self, database: Database, journal: Writer, on_recorded: Callable[[UUID, Sequence[Report]], None]) -> None:
+    def __init__(
+        self, database: Database, journal: Writer, on_recorded: Callable[[UUID, Sequence[Report]], None]
+    ) -> None:
         self._database = database
         self._journal = journal
         self._on_recorded = on_recorded

@@ -23,8 +23,6 @@ SCENARIOS = (PROBE, FINAL, WANTED, CONTAINER, LEFT, BROKER, CALM)
 STORMS = (
     AGAIN,
     APART,
-    replace(PROBE, name="a job, two faults", faults=2),
-    replace(PROBE, name="a job, a fault and a person", people=1),
     replace(BROKER, name="hints and a fault", faults=1, max_attempts=1),
 )
 """More states, for patience."""

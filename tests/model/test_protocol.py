@@ -28,7 +28,7 @@ def test_every_reachable_state_keeps_the_promises_and_has_a_clean_end_within_rea
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("scenario", STORMS, ids=lambda scenario: scenario.name)
-def test_more_faults_at_once_break_no_promise_either(scenario: Scenario) -> None:
+def test_nor_does_any_promise_break_in_the_larger_scenarios(scenario: Scenario) -> None:
     explored = explore(scenario)
 
     assert explored.violation is None, f"{scenario.name}: {explored.violation}"

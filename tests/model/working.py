@@ -268,7 +268,7 @@ def sweeps(world: World, number: int, scenario: Scenario) -> Iterator[Step]:
     worker, rules = world.workers[number], scenario.rules
     if not (scenario.hosted and rules.host_reaper and worker.me and healthy(world, number)):
         return
-    owned = (world.job.attempt,) if world.job.status is Status.RUNNING else ()
+    owned: tuple[int, ...] = (world.job.attempt,) if world.job.status is Status.RUNNING else ()
     if not rules.list_before_database:
         asked = with_worker(world, number, owned=owned)
         yield Step(Cause.SYSTEM, WORKERS[number], "asks which attempts are running, to sweep", asked)
