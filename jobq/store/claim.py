@@ -21,7 +21,7 @@ from jobq.models import Outcome, Step
 from jobq.retry import RetryPolicy, backoff, retryable
 from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled, follow, give_back, retry_or_fail
 from jobq.store import after
-from jobq.store.database import Json, id_list, incoming, is_one_of, json_parts, now, rows_json
+from jobq.store.database import Json, id_list, incoming, is_one_of, json_parts, now, picked_once, rows_json
 from jobq.store.entities import Payload, advance, read_payloads
 from jobq.store.fanin import child_spec
 from jobq.store.finish import Change, EndedAttempt, finish, lock_running, park_sync, put_back
@@ -79,7 +79,7 @@ def _take(dialect: str, chosen: Any) -> Any:
     return (
         sa.update(jobs)
         .where(
-            jobs.c.id.in_(chosen),
+            jobs.c.id.in_(picked_once(chosen)),
             sa.exists().where(workers.c.id == worker, workers.c.dead_at.is_(None)),
         )
         .values(

@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql import ColumnElement, FromClause
+from sqlalchemy.sql import ColumnElement, FromClause, Select
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -186,6 +186,15 @@ def is_one_of(dialect: str, column: ColumnElement[Any], parameter: str) -> Colum
         )
     each = sa.func.json_each(sa.bindparam(parameter, type_=sa.Text)).table_valued("value", name=f"{parameter}_")
     return column.in_(sa.select(each.c.value))
+
+
+def picked_once(ids: Select[Any]) -> Select[Any]:
+    """The ids that a SELECT with a limit and row locks picks, for an UPDATE or a DELETE of those rows.
+
+    A plain subquery is run again for each row where PostgreSQL joins it from the inside, as it does while it believes
+    the table to be empty: each run passes over what the one before took, and the limit would limit nothing.
+    """
+    return sa.select(ids.cte("picked").c.id)
 
 
 def id_list(dialect: str, values: Iterable[UUID | str]) -> Any:
@@ -462,5 +471,5 @@ def _transaction(conn: Connection) -> str | None:
 
 __all__ = [
     "CHANNEL", "POSTGRESQL", "Connection", "Database", "Instant", "Json", "Refusal", "id_list", "incoming", "insert",
-    "insert_both", "instant_text", "is_one_of", "json_parts", "later", "notify", "now", "plus", "rows_json", "take_promote_lock",
+    "insert_both", "instant_text", "is_one_of", "json_parts", "later", "notify", "now", "picked_once", "plus", "rows_json", "take_promote_lock",
 ]  # fmt: skip

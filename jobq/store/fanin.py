@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobq.states import Desired, Reason, Status, parked
-from jobq.store.database import Json, id_list, incoming, is_one_of, rows_json
+from jobq.store.database import Json, id_list, incoming, is_one_of, picked_once, rows_json
 from jobq.store.jobs import new_id
 from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, jobs
 from jobq.store.wakeup import announce
@@ -68,7 +68,8 @@ def fold(conn: Connection) -> bool:
         .limit(_FOLDED_AT_ONCE)
         .with_for_update(skip_locked=True)
     )
-    rows = conn.execute(sa.delete(fanout_deltas).where(fanout_deltas.c.id.in_(chosen)).returning(fanout_deltas)).all()
+    folded = sa.delete(fanout_deltas).where(fanout_deltas.c.id.in_(picked_once(chosen))).returning(fanout_deltas)
+    rows = conn.execute(folded).all()
     if not rows:
         return False
     sums: dict[tuple[UUID, str], dict[str, Any]] = {}

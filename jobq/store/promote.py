@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from jobq.promotion import Candidate, Load, Turns, choose
 from jobq.states import WAKING, Reason, Status
-from jobq.store.database import Json, id_list, is_one_of, later, now, take_promote_lock
+from jobq.store.database import Json, id_list, is_one_of, later, now, picked_once, take_promote_lock
 from jobq.store.lanes import limits
 from jobq.store.tables import fanouts, jobs, queues, tenants, workers
 
@@ -243,7 +243,7 @@ def _wake() -> Any:
     )
     return (
         sa.update(jobs)
-        .where(jobs.c.id.in_(due))
+        .where(jobs.c.id.in_(picked_once(due)))
         .values(reason=Reason.READY.value, ready_at=jobs.c.due_at, due_at=None)
         .returning(jobs.c.id)
     )

@@ -21,7 +21,7 @@ from jobq.models import Outcome
 from jobq.retry import backoff, retryable, stored_policy
 from jobq.states import Desired, Reason, Status, canceled, retry_or_fail
 from jobq.store.claim import Claimed, with_data
-from jobq.store.database import id_list, is_one_of, later, now
+from jobq.store.database import id_list, is_one_of, later, now, picked_once
 from jobq.store.finish import Change, EndedAttempt, finish, put_back
 from jobq.store.tables import job_data, jobs, schedulers, workers
 
@@ -172,7 +172,7 @@ def adopt(conn: Connection, worker_id: UUID, host: str, limit: int) -> list[Clai
     )
     alive = sa.exists().where(workers.c.id == worker_id, workers.c.dead_at.is_(None))
     rows = conn.execute(
-        sa.update(jobs).where(jobs.c.id.in_(chosen), alive).values(worker_id=worker_id).returning(*_LEFT)
+        sa.update(jobs).where(jobs.c.id.in_(picked_once(chosen)), alive).values(worker_id=worker_id).returning(*_LEFT)
     ).all()
     return with_data(conn, rows)
 

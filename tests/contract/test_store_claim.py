@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from jobq.store import claim as claims
-from jobq.store import control, workers
+from jobq.store import control, promote, workers
 from jobq.store.claim import Claimant
 from jobq.store.jobs import new_id
 from tests.stores import QUEUE, Store, ahead, failed
@@ -185,3 +185,20 @@ def test_a_job_starts_by_the_clock_of_the_database(store: Store, worker: UUID) -
     job = store.running_one(worker)
     after = store.look(workers.database_now)
     assert before - timedelta(milliseconds=1) <= job.started_at <= after
+
+
+def test_no_limit_is_exceeded_while_the_planner_believes_the_table_to_be_empty(postgres: Store) -> None:
+    worker, other = postgres.worker(), postgres.worker(host="here")
+    postgres.enqueue()
+    postgres.execute("DELETE FROM jobq_jobs")  # a table without pages is believed to have some
+    with postgres.database.begin() as conn:
+        conn.exec_driver_sql("ANALYZE jobq_jobs")
+    postgres.queued(5)
+    assert len(postgres.claim_waiting(worker, 2)) == 2
+    postgres.enqueue(5, scheduled_at=ahead(hours=1))
+    postgres.execute("UPDATE jobq_jobs SET due_at = created_at WHERE due_at IS NOT NULL")
+    assert postgres.do(promote.wake, 2) == 2
+    postgres.claim_waiting(worker, 3)
+    postgres.execute("UPDATE jobq_jobs SET host = 'here' WHERE worker_id IS NOT NULL")
+    postgres.do(workers.sign_off, worker)
+    assert len(postgres.do(workers.adopt, other, "here", 2)) == 2
