@@ -172,3 +172,13 @@ def test_it_stands_between_unix_sockets_too(tmp_path: Path) -> None:
 def test_a_url_leads_through_it_and_keeps_all_else(proxy: Proxy) -> None:
     through = proxy.url("postgresql://postgres@127.0.0.1:5432/name?sslmode=disable")
     assert through == f"postgresql://postgres@127.0.0.1:{proxy.port}/name?sslmode=disable"
+
+
+def test_it_ends_quietly_under_open_connections(echo: Echo, capfd: pytest.CaptureFixture[str]) -> None:
+    with Proxy(echo.listener.getsockname()) as proxy:
+        passed, frozen = connect(proxy), connect(proxy)
+        assert ask(passed, b"a") == b"A"
+        proxy.freeze()
+    with passed, frozen, pytest.raises(ConnectionResetError):
+        passed.recv(1)
+    assert capfd.readouterr().err == ""
