@@ -19,10 +19,16 @@ JOBQ = Path(sys.executable).parent / "jobq"
 
 
 class Fleet:
-    """Starts `jobq scheduler` and `jobq worker` processes and ends those it started, by their ids."""
+    """Starts `jobq scheduler` and `jobq worker` processes and ends those it started, by their ids.
 
-    def __init__(self, folder: Path, database_url: str, broker_url: str, **settings: Any) -> None:
+    ``acks`` ("late" or "early") makes Celery in the workers acknowledge so, whatever jobq's own choice is.
+    """
+
+    def __init__(
+        self, folder: Path, database_url: str, broker_url: str, *, acks: str | None = None, **settings: Any
+    ) -> None:
         self.folder = folder
+        self.acks = acks
         values = {
             "database_url": database_url,
             "broker_url": broker_url,
@@ -73,7 +79,8 @@ class Fleet:
     def worker(self, queues: str = "nap:50") -> subprocess.Popen[bytes]:
         """Another worker, once it is registered."""
         before = {worker.id for worker in self.jobq.workers.list()}
-        process = self.start(str(JOBQ), "worker", "-Q", queues)
+        program = [str(JOBQ)] if self.acks is None else [sys.executable, "-m", "tests.acks", self.acks]
+        process = self.start(*program, "worker", "-Q", queues)
         wait_until(
             lambda: {worker.id for worker in self.jobq.workers.list()} - before or process.poll() is not None,
             timeout=30,

@@ -62,6 +62,8 @@ class App:
             worker_pool="workers.pool:HintPool",
             worker_consumer="workers.consumer:HintConsumer",
         )
+        if settings.broker_url.startswith(("redis:", "rediss:")):
+            self.celery.conf.broker_transport = "workers.transport:Transport"
         self.celery.task(name=TASK, ignore_result=True, shared=False)(self._run)
 
     def _run(self, *args: Any, **_: Any) -> None:

@@ -90,13 +90,25 @@ def test_a_redis_that_is_full_is_away_and_says_why(stack: Stack, redis_url: str)
         stack.broker.publish([Hint(QUEUE, [new_id()])])
 
 
-def test_an_item_that_is_no_message_does_not_stop_the_worker_from_working(stack: Stack, redis_url: str) -> None:
-    stack.worker()
-    stack.scheduler()
+NO_MESSAGES = [
+    b"\x80garbage", b"", b"5", b"[1]", b"{}", b"[" * 100_000, b"9" * 5_000, b'{"properties": {}}',
+    b'{"properties": {"delivery_tag": "a"}, "body": 7}',
+]  # fmt: skip
+
+
+def test_items_that_are_no_messages_are_dropped_and_counted_and_the_worker_listens_on(
+    stack: Stack, redis_url: str
+) -> None:
+    worker = stack.worker()
     with redis.Redis.from_url(redis_url) as client:
-        client.lpush(f"jobq.{QUEUE}", b"\x80garbage")
-    ids = stack.store.enqueue(10)
-    stack.wait(ids)
+        for count, item in enumerate(NO_MESSAGES, 1):
+            client.lpush(f"jobq.{QUEUE}", item)
+            wait_until(lambda: worker._app.dropped == count, what=f"{item[:50]!r} to be counted")  # noqa: B023
+    (job_id,) = stack.store.queued()
+    stack.broker.publish([Hint(QUEUE, [job_id])])
+    wait_until(lambda: stack.store.job(job_id).finished)
+    assert worker._thread.is_alive()
+    assert stack.broker.depth(QUEUE) == 0
 
 
 def test_a_celery_worker_that_knows_nothing_of_jobq_takes_both_forms(stack: Stack, redis_url: str) -> None:

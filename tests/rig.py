@@ -1,0 +1,100 @@
+"""A fleet under load whose broker a test spoils: what is accepted is counted, and who listens is asked."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID
+
+from jobq.broker import CeleryBroker, Hint
+from jobq.errors import Unavailable
+from jobq.settings import Settings
+from jobq.store.jobs import new_id
+from tests.fleet import Fleet
+from tests.services import wait_until
+from tests.tally import Executions
+
+RETRY = {"max_attempts": 100, "initial": 0.1, "maximum": 1, "retry_lost": True}
+
+
+class Rig:
+    """Schedulers and workers of jobs that count their executions, behind ``broker_url``.
+
+    ``direct_url`` leads to the same broker, past whatever is spoiled. Each worker serves a queue of its own beside the
+    common one, so that it can be asked alone.
+    """
+
+    def __init__(self, folder: Path, database_url: str, broker_url: str, direct_url: str, **settings: Any) -> None:
+        settings = {"plugins": ["tests.tally:TallyExecutor"], "drain_timeout": 5, **settings}
+        self.fleet = Fleet(folder, database_url, broker_url, **settings)
+        self.broker = CeleryBroker(Settings(broker_url=direct_url))
+        self.file = folder / "tally"
+        self.accepted: set[UUID] = set()
+        self.ears: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.broker.close()
+        self.fleet.__exit__(*error)
+
+    def start(self, workers: int = 2, slots: int = 20, schedulers: int = 1) -> None:
+        """So many processes, listening."""
+        for _ in range(schedulers):
+            self.fleet.scheduler()
+        for _ in range(workers):
+            self.worker(slots)
+        self.listen(30)
+
+    def worker(self, slots: int = 20) -> Any:
+        self.ears.append(f"ear{len(self.ears)}")
+        return self.fleet.worker(f"tally:{slots},{self.ears[-1]}:1")
+
+    def load(self, count: int, seconds: float = 0.0) -> list[UUID]:
+        """Accept so many jobs of so many seconds."""
+        request = {"kind": "TALLY", "spec": {"file": str(self.file), "seconds": seconds}, "retry": RETRY}
+        ids = self.fleet.jobq.enqueue_many([request] * count)
+        self.accepted |= set(ids)
+        return ids
+
+    def ended(self) -> int:
+        """How many jobs have ended."""
+        return int(self.fleet.ask("SELECT count(*) FROM jobq_jobs WHERE finished_at IS NOT NULL")[0][0])
+
+    def listen(self, timeout: float) -> None:
+        """Until every worker took a hint from the broker: none is deaf."""
+        for ear in self.ears:
+            wait_until(lambda: self._takes(ear), timeout=timeout, what=f"the worker of {ear} to take a hint")  # noqa: B023
+
+    def _takes(self, queue: str) -> bool:
+        """Whether a hint at a job that nobody knows leaves the broker: only a consumer takes it."""
+        try:
+            self.broker.publish([Hint(queue, [new_id()])])
+            wait_until(lambda: self.broker.depth(queue) == 0, timeout=2, interval=0.05)
+        except (Unavailable, TimeoutError):
+            return False
+        return True
+
+    def settle(self, timeout: float = 60) -> Executions:
+        """Every accepted job has ended, once, by one owner at a time, and the ledger is right."""
+        self.fleet.wait_until_done(timeout)
+        self.fleet.check_ledger(self.accepted)
+        executions = Executions(self.file)
+        assert not executions.twice(), "two owners executed one attempt"
+        assert not executions.overlaps(), "two attempts of a job ran at once"
+        assert set(executions.ended) >= self.accepted
+        return executions
+
+    def settle_each_once(self, timeout: float = 60) -> None:
+        """The same, and nothing was executed twice: hints are no reason to."""
+        executions = self.settle(timeout)
+        doubled = {job: count for job, count in executions.ended.items() if count != 1}
+        assert not doubled, "a job was executed more than once though nobody died"
+        assert self.fleet.ends() == {"COMPLETED·succeeded": len(self.accepted)}
+
+
+def opened(rig: Rig, **how: int) -> Iterator[Rig]:
+    """For fixtures: a rig that runs."""
+    with rig:
+        rig.start(**how)
+        yield rig

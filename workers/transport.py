@@ -1,0 +1,43 @@
+"""Kombu's transport over Redis, which here outlives an item that is no message.
+
+Celery's worker would exit at the first one that is not JSON or not of a message's shape: each stray ``LPUSH`` would
+end one worker, with all its jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import uuid4
+
+from kombu.transport import redis
+
+log = logging.getLogger(__name__)
+
+_NOT_A_MESSAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What comes of reading one; errors of the connection are none of these."""
+
+
+class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
+    """Reads messages from the lists."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """What cannot be read becomes a message that says nothing: the consumer refuses and counts it as any other."""
+        try:
+            return super()._brpop_read(**options)
+        except _NOT_A_MESSAGE as error:
+            log.warning("an item of the queue is no message: %s", error)
+            queue = self.active_queues[0]
+            where = {"exchange": "", "routing_key": queue}
+            nothing = {
+                "body": "null", "content-type": "application/json", "content-encoding": "utf-8", "headers": {},
+                "properties": {"delivery_tag": str(uuid4()), "delivery_info": where},
+            }  # fmt: skip
+            self.connection._deliver(nothing, queue)
+            return True
+
+
+class Transport(redis.Transport):  # type: ignore[misc]
+    """Named in the setting ``broker_transport`` of workers on Redis."""
+
+    Channel = Channel
