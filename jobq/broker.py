@@ -98,7 +98,9 @@ def _transport_options(scheme: str) -> dict[str, Any]:
         return {"polling_interval": 0.01}
     if scheme in _REDIS:
         return {
-            "visibility_timeout": 3600, "socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True,
+            # A message that is not acknowledged is sent again from the database: kombu need not keep copies in Redis. It
+            # would also end the worker, with all its jobs, when a Redis that is full refuses the copy.
+            "ack_emulation": False, "socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True,
             "health_check_interval": 25,
         }  # fmt: skip
     return {"confirm_publish": True} if scheme in {"amqp", "amqps", "pyamqp"} else {}

@@ -76,11 +76,15 @@ class Fleet:
         """Another scheduler."""
         return self.start(str(JOBQ), "scheduler")
 
+    def worker_command(self, queues: str) -> list[str]:
+        """What starts a worker."""
+        program = [str(JOBQ)] if self.acks is None else [sys.executable, "-m", "tests.acks", self.acks]
+        return [*program, "worker", "-Q", queues]
+
     def worker(self, queues: str = "nap:50") -> subprocess.Popen[bytes]:
         """Another worker, once it is registered."""
         before = {worker.id for worker in self.jobq.workers.list()}
-        program = [str(JOBQ)] if self.acks is None else [sys.executable, "-m", "tests.acks", self.acks]
-        process = self.start(*program, "worker", "-Q", queues)
+        process = self.start(*self.worker_command(queues))
         wait_until(
             lambda: {worker.id for worker in self.jobq.workers.list()} - before or process.poll() is not None,
             timeout=30,
@@ -88,6 +92,15 @@ class Fleet:
         )
         assert process.poll() is None, self.logs()
         return process
+
+    @staticmethod
+    def freeze(process: subprocess.Popen[bytes]) -> None:
+        """It stops, and nobody is told."""
+        process.send_signal(signal.SIGSTOP)
+
+    @staticmethod
+    def thaw(process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGCONT)
 
     def logs(self) -> str:
         """What all processes printed: for the message of a failed assertion."""

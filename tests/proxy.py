@@ -90,6 +90,13 @@ class Proxy:
         """Reset every open connection, once; new ones live. Return how many there were."""
         return self._call(self._cut)
 
+    def silence(self) -> int:
+        """From now on nothing that the open connections say arrives anywhere, nor their end; new ones live.
+
+        As where a firewall has forgotten them. Return how many there were.
+        """
+        return self._call(self._silence)
+
     def lose_reply(self, to: bytes) -> None:
         """The next request that contains these bytes reaches the server; its connection is reset when it replies."""
         self._call(lambda: self._doomed.append(to))
@@ -135,6 +142,11 @@ class Proxy:
             pair.reset()
         return len(pairs)
 
+    def _silence(self) -> int:
+        for pair in self._pairs:
+            pair.silent = True
+        return len(self._pairs)
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         task = self._loop.create_task(self._serve(reader, writer))
@@ -172,6 +184,8 @@ class Proxy:
             if self._delay or self._bandwidth:
                 await asyncio.sleep(self._delay + len(data) / (self._bandwidth or float("inf")))
             await self._thawed.wait()
+            if pair.silent:
+                continue
             if pair.doomed and not from_client:
                 self.lost += 1
                 pair.reset()
@@ -183,7 +197,7 @@ class Proxy:
             sink.write(data)
             await sink.drain()
         await self._thawed.wait()
-        if sink.can_write_eof():
+        if sink.can_write_eof() and not pair.silent:
             sink.write_eof()
 
     def _condemned(self, seen: bytes) -> bool:
@@ -203,6 +217,7 @@ class _Pair:
         self.client = client
         self.upstream: asyncio.StreamWriter | None = None
         self.doomed = False  # its next reply is swallowed
+        self.silent = False  # what it says falls on the way
         self.ended = False  # both sides closed it in good order
 
     def reset(self) -> None:

@@ -47,8 +47,13 @@ class Rig:
         self.listen(30)
 
     def worker(self, slots: int = 20) -> Any:
+        """Another worker, once it is registered."""
         self.ears.append(f"ear{len(self.ears)}")
         return self.fleet.worker(f"tally:{slots},{self.ears[-1]}:1")
+
+    def start_worker(self, slots: int = 20) -> Any:
+        """Another worker that nobody waits for and nobody asks."""
+        return self.fleet.start(*self.fleet.worker_command(f"tally:{slots}"))
 
     def load(self, count: int, seconds: float = 0.0) -> list[UUID]:
         """Accept so many jobs of so many seconds."""

@@ -1,7 +1,8 @@
-"""Kombu's transport over Redis, which here outlives an item that is no message.
+"""Kombu's transport over Redis, which here outlives whatever Redis holds or says in the place of a message.
 
-Celery's worker would exit at the first one that is not JSON or not of a message's shape: each stray ``LPUSH`` would
-end one worker, with all its jobs.
+Celery's worker would exit at the first item that is not JSON or not of a message's shape: each stray ``LPUSH`` would
+end one worker, with all its jobs. And it would exit at each refusal: of a Redis that is full, or that has become a
+replica, or whose key is no list. Here that is as if Redis were away.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 from uuid import uuid4
 
 from kombu.transport import redis
+from redis.exceptions import ConnectionError as Lost
+from redis.exceptions import ResponseError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,9 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
         """What cannot be read becomes a message that says nothing: the consumer refuses and counts it as any other."""
         try:
             return super()._brpop_read(**options)
+        except ResponseError as error:  # to Celery that is the end, while a lost connection is opened again
+            self.client.connection.disconnect()
+            raise Lost(str(error)) from error
         except _NOT_A_MESSAGE as error:
             log.warning("an item of the queue is no message: %s", error)
             queue = self.active_queues[0]
@@ -33,8 +39,15 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
                 "body": "null", "content-type": "application/json", "content-encoding": "utf-8", "headers": {},
                 "properties": {"delivery_tag": str(uuid4()), "delivery_info": where},
             }  # fmt: skip
-            self.connection._deliver(nothing, queue)
+            self.connection._deliver(nothing, queue)  # noqa: SLF001 - as the method that this one is around does
             return True
+
+    def _size(self, queue: str) -> int:
+        """Asked at each connect, and of no interest to a consumer: a Redis that is full refuses the transaction."""
+        try:
+            return int(super()._size(queue))
+        except ResponseError:
+            return 0
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

@@ -111,6 +111,18 @@ def test_items_that_are_no_messages_are_dropped_and_counted_and_the_worker_liste
     assert stack.broker.depth(QUEUE) == 0
 
 
+def test_a_queue_whose_key_is_no_list_is_as_if_redis_were_away(stack: Stack, redis_url: str) -> None:
+    worker = stack.worker()
+    stack.scheduler()
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(f"jobq.{QUEUE}", "text")
+        stack.wait(stack.store.enqueue(10))
+        client.delete(f"jobq.{QUEUE}")
+    stack.broker.publish([Hint(QUEUE, [new_id()])])
+    wait_until(lambda: stack.broker.depth(QUEUE) == 0, timeout=20, what="the worker to listen again")
+    assert worker._thread.is_alive()
+
+
 def test_a_celery_worker_that_knows_nothing_of_jobq_takes_both_forms(stack: Stack, redis_url: str) -> None:
     stock, taken = Celery(broker=redis_url, set_as_current=False), list[Any]()
     stock.conf.update(task_ignore_result=True, task_default_queue=f"jobq.{QUEUE}", worker_hijack_root_logger=False)

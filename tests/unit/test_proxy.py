@@ -118,6 +118,19 @@ def test_a_frozen_connection_can_be_cut_and_new_ones_live(proxy: Proxy) -> None:
         assert ask(new, b"c") == b"C"
 
 
+def test_silenced_connections_say_nothing_ever_and_new_ones_live(proxy: Proxy, echo: Echo) -> None:
+    with connect(proxy) as old:
+        assert ask(old, b"a") == b"A"
+        assert proxy.silence() == 1
+        proxy.heal()
+        old.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            ask(old, b"b")
+        with connect(proxy) as new:
+            assert ask(new, b"c") == b"C"
+    assert echo.heard == b"ac"
+
+
 def test_slowness_is_latency_and_bandwidth(proxy: Proxy) -> None:
     with connect(proxy) as connection:
         proxy.slow(0.1)
