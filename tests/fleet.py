@@ -113,6 +113,11 @@ class Fleet:
         with self.jobq.database.read() as conn:
             return list(conn.execute(sa.text(sql), parameters))
 
+    def execute(self, sql: str, **parameters: Any) -> None:
+        """Plain SQL, as somebody at the database's console would type it."""
+        with self.jobq.database.begin() as conn:
+            conn.execute(sa.text(sql), parameters)
+
     def unfinished(self) -> int:
         """How many jobs have not ended."""
         return int(self.ask("SELECT count(*) FROM jobq_jobs WHERE finished_at IS NULL")[0][0])

@@ -1,6 +1,7 @@
 """A fleet under load whose broker a test spoils: what is accepted is counted, and who listens is asked."""
 
-from collections.abc import Iterator
+import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
@@ -30,6 +31,7 @@ class Rig:
         self.file = folder / "tally"
         self.accepted: set[UUID] = set()
         self.ears: list[str] = []
+        self._workers: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -46,12 +48,13 @@ class Rig:
             self.worker(slots)
         self.listen(30)
 
-    def worker(self, slots: int = 20) -> Any:
+    def worker(self, slots: int = 20) -> subprocess.Popen[bytes]:
         """Another worker, once it is registered."""
         self.ears.append(f"ear{len(self.ears)}")
-        return self.fleet.worker(f"tally:{slots},{self.ears[-1]}:1")
+        self._workers.append(self.fleet.worker(f"tally:{slots},{self.ears[-1]}:1"))
+        return self._workers[-1]
 
-    def start_worker(self, slots: int = 20) -> Any:
+    def start_worker(self, slots: int = 20) -> subprocess.Popen[bytes]:
         """Another worker that nobody waits for and nobody asks."""
         return self.fleet.start(*self.fleet.worker_command(f"tally:{slots}"))
 
@@ -62,9 +65,26 @@ class Rig:
         self.accepted |= set(ids)
         return ids
 
+    def workers(self) -> list[subprocess.Popen[bytes]]:
+        """Those that were started by ``worker`` and live."""
+        return [process for process in self._workers if process.poll() is None]
+
+    def count(self, where: str) -> int:
+        """How many jobs are so."""
+        return int(self.fleet.ask(f"SELECT count(*) FROM jobq_jobs WHERE {where}")[0][0])
+
     def ended(self) -> int:
         """How many jobs have ended."""
-        return int(self.fleet.ask("SELECT count(*) FROM jobq_jobs WHERE finished_at IS NOT NULL")[0][0])
+        return self.count("finished_at IS NOT NULL")
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        moment: datetime = self.fleet.ask("SELECT now()")[0][0]
+        return moment
+
+    def unfinished(self) -> int:
+        """How many have not."""
+        return self.fleet.unfinished()
 
     def listen(self, timeout: float) -> None:
         """Until every worker took a hint from the broker: none is deaf."""
@@ -96,10 +116,3 @@ class Rig:
         doubled = {job: count for job, count in executions.ended.items() if count != 1}
         assert not doubled, "a job was executed more than once though nobody died"
         assert self.fleet.ends() == {"COMPLETED·succeeded": len(self.accepted)}
-
-
-def opened(rig: Rig, **how: int) -> Iterator[Rig]:
-    """For fixtures: a rig that runs."""
-    with rig:
-        rig.start(**how)
-        yield rig
