@@ -87,7 +87,7 @@ class Fleet:
         process = self.start(*self.worker_command(queues))
         wait_until(
             lambda: {worker.id for worker in self.jobq.workers.list()} - before or process.poll() is not None,
-            timeout=30,
+            timeout=60,
             what="the worker to register",
         )
         assert process.poll() is None, self.logs()

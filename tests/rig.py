@@ -46,7 +46,7 @@ class Rig:
             self.fleet.scheduler()
         for _ in range(workers):
             self.worker(slots)
-        self.listen(30)
+        self.listen(60)
 
     def worker(self, slots: int = 20) -> subprocess.Popen[bytes]:
         """Another worker, once it is registered."""
@@ -76,6 +76,10 @@ class Rig:
     def ended(self) -> int:
         """How many jobs have ended."""
         return self.count("finished_at IS NOT NULL")
+
+    def running_on(self, worker: subprocess.Popen[bytes]) -> int:
+        """How many jobs this worker executes."""
+        return self.count(f"worker_id IN (SELECT id FROM jobq_workers WHERE pid = {worker.pid})")
 
     def now(self) -> datetime:
         """The database's clock."""
@@ -107,7 +111,8 @@ class Rig:
         executions = Executions(self.file)
         assert not executions.twice(), "two owners executed one attempt"
         assert not executions.overlaps(), "two attempts of a job ran at once"
-        assert set(executions.ended) >= self.accepted
+        completed = {job for (job,) in self.fleet.ask("SELECT id FROM jobq_jobs WHERE status = 'COMPLETED'")}
+        assert completed <= set(executions.ended), "a job is called completed that nobody executed"
         return executions
 
     def settle_each_once(self, timeout: float = 60) -> None:
