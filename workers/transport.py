@@ -21,19 +21,19 @@ _NOT_A_MESSAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionE
 """What comes of reading one; errors of the connection are none of these."""
 
 
-class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
+class Channel(redis.Channel):
     """Reads messages from the lists."""
 
     def _brpop_read(self, **options: Any) -> Any:
         """What cannot be read becomes a message that says nothing: the consumer refuses and counts it as any other."""
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[misc]  # the stubs lack it
         except ResponseError as error:  # to Celery that is the end, while a lost connection is opened again
             self.client.connection.disconnect()
             raise Lost(str(error)) from error
         except _NOT_A_MESSAGE as error:
             log.warning("an item of the queue is no message: %s", error)
-            queue = self.active_queues[0]
+            queue = next(iter(self.active_queues))
             where = {"exchange": "", "routing_key": queue}
             nothing = {
                 "body": "null", "content-type": "application/json", "content-encoding": "utf-8", "headers": {},
@@ -50,7 +50,7 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
             return 0
 
 
-class Transport(redis.Transport):  # type: ignore[misc]
+class Transport(redis.Transport):
     """Named in the setting ``broker_transport`` of workers on Redis."""
 
     Channel = Channel
