@@ -72,6 +72,8 @@ def make_celery(settings: Settings) -> Celery:
         broker_url=settings.broker_url if settings.broker_url != EMBEDDED else f"{EMBEDDED}localhost/",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # As where a queue is deleted just after it was declared: Celery's worker would exit, with all its jobs.
+        broker_channel_error_retry=True,
         broker_connection_timeout=5,
         broker_transport_options=_transport_options(scheme),
         accept_content=["json"],
