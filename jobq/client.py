@@ -23,7 +23,7 @@ from jobq.errors import Conflict, InvalidInput, Unavailable
 from jobq.models import Artifact, Attempt, Job, LogLine, Page
 from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
 from jobq.settings import Settings
-from jobq.states import Trigger
+from jobq.states import Status, Trigger
 from jobq.store import artifacts, control, logs
 from jobq.store import jobs as store
 from jobq.store import why as reasons
@@ -302,7 +302,18 @@ class JobQ(Workflows, Syncs):
 
         A SYNC is dequeued: no child of it starts from now on, and it ends when those that run have ended.
         """
-        return self._act(job_id, lambda conn: control.cancel(conn, self.tenant, job_id, self.actor))
+        tries = 0
+
+        def work(conn: Connection) -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                control.cancel(conn, self.tenant, job_id, self.actor)
+            except Conflict:  # by an earlier try, perhaps, which was not told of its commit
+                if tries == 1 or store.get(conn, self.tenant, job_id).status is not Status.CANCELED:
+                    raise
+
+        return self._act(job_id, work)
 
     def pause(self, job_id: UUID) -> Job:
         """Hold a waiting MANUAL job, or a SYNC at any time. Conflict ``not_pausable`` for others."""
@@ -317,9 +328,10 @@ class JobQ(Workflows, Syncs):
 
         Of a SYNC that ended FAILED·partial only those children are made again that failed, or never ran.
         """
-        return self._write(None, lambda conn: self._retry(conn, job_id))
+        again = new_id()  # the same in every try
+        return self._write(None, lambda conn: self._retry(conn, job_id, again))
 
-    def _retry(self, conn: Connection, job_id: UUID) -> Job:
+    def _retry(self, conn: Connection, job_id: UUID, again: UUID) -> Job:
         before = store.get(conn, self.tenant, job_id)
         if not before.finished:
             raise Conflict(f"Job {job_id} has not ended: it is {before.status}·{before.reason}.", code="not_finished")
@@ -332,7 +344,7 @@ class JobQ(Workflows, Syncs):
         new = NewJob(
             tenant=before.tenant, kind=before.kind, name=before.name, queue=before.queue, spec=data.spec,
             priority=before.priority, max_attempts=(data.retry or {}).get("max_attempts", 1), timeout=before.timeout,
-            id=new_id(), trigger=Trigger.MANUAL, state=data.state, retry=data.retry, workflow_id=before.workflow_id,
+            id=again, trigger=Trigger.MANUAL, state=data.state, retry=data.retry, workflow_id=before.workflow_id,
             generation=before.generation, retry_of=job_id, dedupe_key=before.dedupe_key,
         )  # fmt: skip
         new.lane = self._lane_of(conn, before.workflow_id)

@@ -189,9 +189,11 @@ class Workflows:
         asked = parse(Particulars, particulars)
         if asked.idempotency_key is not None:
             raise InvalidInput("trigger takes no idempotency_key.", hint="Use dedupe_key.", pointer="/idempotency_key")
-        return self._write(connection, lambda conn: self._trigger(conn, workflow, asked, own=connection is None))
+        job_id = new_id()  # the same in every try
+        own = connection is None
+        return self._write(connection, lambda conn: self._trigger(conn, workflow, asked, job_id, own=own))
 
-    def _trigger(self, conn: Connection, workflow: WorkflowKey, asked: Particulars, *, own: bool) -> Job:
+    def _trigger(self, conn: Connection, workflow: WorkflowKey, asked: Particulars, job_id: UUID, *, own: bool) -> Job:
         found = workflows.get(conn, self.tenant, workflow)
         if asked.state is not None:
             check_json(asked.state, max_bytes=self.settings.max_spec_bytes, pointer="/state")
@@ -199,7 +201,7 @@ class Workflows:
         new = NewJob(
             tenant=found.tenant, kind=found.kind, name=asked.name or found.name, queue=found.queue, spec=found.spec,
             priority=found.priority, max_attempts=found.max_attempts,
-            timeout=None if found.timeout is None else found.timeout.total_seconds(), id=new_id(),
+            timeout=None if found.timeout is None else found.timeout.total_seconds(), id=job_id,
             trigger=Trigger.MANUAL, lane=found.id.hex if found.concurrency is not None else "",
             scheduled_at=None if scheduled_at is None else parse_instant(scheduled_at, database_now(conn)),
             stale_after=None if found.stale_after is None else found.stale_after.total_seconds(),

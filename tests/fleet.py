@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -140,7 +141,8 @@ class Fleet:
 
     def check_ledger(self, accepted: set[Any]) -> None:
         """Accepted = terminal, each attempt is recorded once, and nobody holds anything."""
-        terminal = {row[0] for row in self.ask("SELECT id FROM jobq_jobs WHERE finished_at IS NOT NULL")}
+        # SQLite keeps ids as text.
+        terminal = {UUID(str(row[0])) for row in self.ask("SELECT id FROM jobq_jobs WHERE finished_at IS NOT NULL")}
         assert accepted <= terminal
         assert self.unfinished() == 0
         wrong = self.ask(

@@ -355,12 +355,19 @@ class Postgres(Server):
             self.process.send_signal(signal.SIGINT)
             self.process.wait(self.patience)
 
-    def close(self) -> None:
-        """End it at once, but by its own hand: killed, it would leave shared memory behind."""
+    def crash(self) -> None:
+        """End it at once (immediate shutdown): nothing is written any more, and the next start recovers from the log.
+
+        Unlike ``kill``, it leaves no shared memory behind.
+        """
         self.thaw()
         if self.process and self.alive:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait(self.patience)
+
+    def close(self) -> None:
+        """End it at once, but by its own hand."""
+        self.crash()
         super().close()
 
     def execute(self, statement: str, database: str = "postgres") -> None:

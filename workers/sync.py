@@ -94,7 +94,7 @@ class Run:
             child.timeout.total_seconds(), child.max_attempts, spec.limit_of_children(settings.policy)
         )  # fmt: skip
         self._told = time.monotonic()
-        self._read = 0
+        self._read = self._read_before = 0
         self._since: Any = None
         """The state that this run goes on from: it stays as it is until the run ends, however often that begins."""
         self.state: Any = None
@@ -116,6 +116,7 @@ class Run:
     async def fan_out(self, source: Source) -> Outcome:
         """Read what this SYNC has not read yet, and store it batch by batch."""
         opened = await self.open()
+        self._read_before = opened.read
         if opened.reading:
             earlier, only = await self.look_back()
             cursor = self._go_on_from(opened)
@@ -220,6 +221,7 @@ class Run:
         return replace(sifted, cursor={"source": sifted.cursor, "since": self._since}, state=self.state)
 
     async def _store(self, sifted: Sifted) -> None:
+        sifted = replace(sifted, behind=self._read_before + self._read)
         added = await self.write(
             lambda conn: fanout.add_batch(conn, self.owner, sifted, self.plan.targets, self._policy)
         )  # fmt: skip

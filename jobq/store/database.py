@@ -29,6 +29,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from jobq.errors import Misconfigured, Unavailable
+from jobq.store import patience
 
 Result = TypeVar("Result")
 Refusal = DBAPIError
@@ -43,6 +44,7 @@ _DAMAGED = frozenset({"file is not a database", "database disk image is malforme
 _READS, _ONE_STATEMENT = "reads", "one statement"  # what a transaction is made for, if not for anything
 _STATEMENT_TIMEOUT_MS = 30_000
 _IDLE_IN_TRANSACTION_MS = 15_000
+_IDLE_PROMOTING_MS = 4_000  # while a scheduler that was frozen holds the lock, none promotes
 # Statistics of a queue are stale by nature: a second ago a thousand rows were QUEUED, now none is, and the table has
 # grown by as many finished ones. Whatever the planner believes, a statement here touches a few rows, each found by an
 # index made for it; guesses led to walks over all finished rows (50 ms instead of 1, growing with the table). Plain
@@ -246,6 +248,7 @@ def take_promote_lock(conn: Connection, *, wait: bool) -> bool:
 _TRY_PROMOTE_LOCK = sa.select(
     sa.func.pg_try_advisory_xact_lock(_PROMOTE_LOCK).label("taken"),
     sa.func.set_config("synchronous_commit", "off", sa.true()),
+    sa.func.set_config("idle_in_transaction_session_timeout", str(_IDLE_PROMOTING_MS), sa.true()),
 )
 
 
@@ -324,15 +327,23 @@ class Database:
 
         ``one_statement``: the work is no more than that on PostgreSQL, see ``begin_statement``.
         A COMMIT whose reply was lost is repeated too: ``work`` must carry its identities with it (ids made by the
-        caller, guards on attempt and status), so that a second run finds what the first one did.
+        caller, guards on attempt and status), so that a second run finds what the first one did. Where the server
+        stays away after such a loss, the error says that nobody knows.
         """
         begin = self.begin_statement if one_statement else self.begin
+        unsure = False
         for tries in range(1, self._RETRIES + 1):
+            committing = one_statement
             try:
                 with begin() as conn:
-                    return work(conn)
-            except _Transient:
-                if tries == self._RETRIES:
+                    done = work(conn)
+                    committing = True
+                return done
+            except Unavailable as error:
+                unsure = unsure or (committing and isinstance(error, _Lost))
+                if unsure:
+                    error.hint = _UNSURE
+                if tries == self._RETRIES or not isinstance(error, _Transient):
                     raise
                 time.sleep(random.uniform(0.005, 0.02) * tries)
         raise AssertionError("unreachable")
@@ -344,6 +355,13 @@ class Database:
 
 class _Transient(Unavailable):
     """A repetition of the whole transaction is likely to succeed at once."""
+
+
+class _Lost(_Transient):
+    """The connection went away: what was under way may have been done."""
+
+
+_UNSURE = "The change may have been made: look before you repeat it (an idempotency_key makes that safe)."
 
 
 @contextmanager
@@ -366,7 +384,7 @@ def _translate(error: DBAPIError) -> Exception:
             "The database has no jobq tables, or tables of another version.", code="schema", hint="Run: jobq db upgrade"
         )
     if error.connection_invalidated:  # a server that is really away is met at the next try, when nobody listens
-        return _Transient(f"The connection to the database was lost: {cause}.", code="database_unavailable")
+        return _Lost(f"The connection to the database was lost: {cause}.", code="database_unavailable")
     if _sqlstate(error) in _SERIALIZATION_FAILURES or "database is locked" in cause:
         return _Transient(f"The database is busy: {cause}.", code="database_unavailable")
     return Unavailable(
@@ -426,6 +444,7 @@ def _engine(url: URL, pool_size: int, application: str) -> Engine:
             )  # fmt: skip
         except ImportError as error:
             raise _driver_missing() from error
+        event.listen(engine, "do_connect", patience.connect)
         event.listen(engine, "begin", _begin_postgresql)
         return engine
     if url.database:
@@ -471,5 +490,6 @@ def _transaction(conn: Connection) -> str | None:
 
 __all__ = [
     "CHANNEL", "POSTGRESQL", "Connection", "Database", "Instant", "Json", "Refusal", "id_list", "incoming", "insert",
-    "insert_both", "instant_text", "is_one_of", "json_parts", "later", "notify", "now", "picked_once", "plus", "rows_json", "take_promote_lock",
+    "insert_both", "instant_text", "is_one_of", "json_parts", "later", "notify", "now", "picked_once", "plus", "rows_json",
+    "take_promote_lock",
 ]  # fmt: skip

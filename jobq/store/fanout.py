@@ -87,6 +87,8 @@ class Sifted:
     failures: Sequence[Failure] = ()
     again: Sequence[str] = ()
     """Keys of stored entities that targets may still lack, though the source said nothing new of them."""
+    behind: int | None = None
+    """How much this SYNC had read before: where it has read more by now, the batch is stored, and nobody was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +124,13 @@ def open_fanout(conn: Connection, owner: Owner, domain: str, targets: Iterable[T
 def _guard(conn: Connection, owner: Owner) -> Any:
     """The SYNC's row, locked, if it still is the owner's and nobody asked for anything but to run it; else None."""
     return conn.execute(
-        sa.select(jobs.c.tenant, jobs.c.domain, jobs.c.trigger, jobs.c.priority, jobs.c.stale_after)
+        sa.select(jobs.c.tenant, jobs.c.domain, jobs.c.trigger, jobs.c.priority, jobs.c.stale_after, fanouts.c.read)
+        .outerjoin(fanouts, fanouts.c.job_id == jobs.c.id)
         .where(
             jobs.c.id == owner.job_id, jobs.c.attempt == owner.attempt, jobs.c.worker_id == owner.worker_id,
             jobs.c.status == Status.RUNNING.value, jobs.c.desired == Desired.RUN.value,
         )
-        .with_for_update()
+        .with_for_update(of=jobs)
     ).first()  # fmt: skip
 
 
@@ -171,6 +174,8 @@ def add_batch(
     job = _guard(conn, owner)
     if job is None:
         return None
+    if batch.behind is not None and (job.read or 0) > batch.behind:
+        return Added()
     changed = entities.upsert(conn, job.tenant, job.domain, owner.job_id, batch.found)
     entities.lock(conn, job.tenant, job.domain, batch.again)
     versions = {**dict.fromkeys(batch.again, 0), **dict.fromkeys((each.key for each in batch.found), 0), **changed}

@@ -16,12 +16,13 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
+from sqlalchemy.sql import ColumnElement
 
 from jobq.models import Outcome
 from jobq.retry import backoff, retryable, stored_policy
 from jobq.states import Desired, Reason, Status, canceled, retry_or_fail
 from jobq.store.claim import Claimed, with_data
-from jobq.store.database import id_list, is_one_of, later, now, picked_once
+from jobq.store.database import Instant, id_list, insert, is_one_of, later, now, picked_once, plus
 from jobq.store.finish import Change, EndedAttempt, finish, put_back
 from jobq.store.tables import job_data, jobs, schedulers, workers
 
@@ -43,14 +44,16 @@ class Identity:
 
 
 def register(conn: Connection, identity: Identity, lease: float) -> None:
-    """A new worker: a new id, at each start and after each death."""
+    """A new worker: a new id, at each start and after each death. Repeating a call registers nobody twice."""
     conn.execute(
-        sa.insert(workers).values(
+        insert(conn.dialect.name, workers)
+        .values(
             id=identity.id, name=identity.name, hostname=identity.hostname, pid=identity.pid,
             boot_id=identity.boot_id, pid_namespace=identity.pid_namespace, process_start=identity.process_start,
             version=identity.version, queues=dict(identity.queues), host=identity.host,
             started_at=now(), renewed_at=now(), lease_until=later(lease),
         )
+        .on_conflict_do_nothing()
     )  # fmt: skip
 
 
@@ -111,9 +114,23 @@ def sign_off(conn: Connection, worker_id: UUID) -> None:
     )
 
 
-def declare_dead(conn: Connection, ids: Iterable[UUID] | None = None) -> list[UUID]:
-    """Set ``dead_at`` on workers whose lease ran out (or on ``ids``, whose processes were seen to be gone)."""
-    gone = workers.c.lease_until < now() if ids is None else workers.c.id.in_(list(ids))
+_SET_BACK = 5.0
+"""Seconds by which a renewal may seem to lie ahead of an instant that was read a moment before it."""
+
+
+def declare_dead(conn: Connection, ids: Iterable[UUID] | None = None, *, at: datetime | None = None) -> list[UUID]:
+    """Set ``dead_at`` on workers whose lease ran out (or on ``ids``, whose processes were seen to be gone).
+
+    ``at``: the instant by the database's clock that leases are judged by; None: now. A renewal that lies ahead of it
+    is from before that clock was set back, and its lease may end hours late: it has run out, too. So whoever saw the
+    clock jump waits a lease before he judges, in which the living renew.
+    """
+    if ids is not None:
+        gone: ColumnElement[bool] = workers.c.id.in_(list(ids))
+    else:
+        instant = now() if at is None else sa.literal(at, Instant())
+        ahead = workers.c.renewed_at > plus(instant, sa.literal(_SET_BACK, sa.Float()))
+        gone = sa.or_(workers.c.lease_until < instant, ahead)
     return list(
         conn.scalars(
             sa.update(workers).where(gone, workers.c.dead_at.is_(None)).values(dead_at=now()).returning(workers.c.id)

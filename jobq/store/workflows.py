@@ -70,8 +70,13 @@ def create(conn: Connection, workflow_id: UUID, tenant: str, values: Mapping[str
         "anchor_at": created_at if schedule is None else anchor_of(schedule, created_at),
         "next_fire_at": None if schedule is None else next_slot(schedule, anchor_of(schedule, created_at), created_at),
     }  # fmt: skip
-    with _name_free(conn, values["name"]):
-        conn.execute(sa.insert(workflows).values(**columns))
+    try:
+        with _name_free(conn, values["name"]):
+            conn.execute(sa.insert(workflows).values(**columns))
+    except Conflict:
+        if conn.scalar(sa.select(workflows.c.id).where(workflows.c.id == workflow_id)) is None:
+            raise
+        return get(conn, tenant, workflow_id)  # made by an earlier try, which was not told of its commit
     add_event(conn, tenant, f"workflow:{workflow_id}", "create", actor)
     return get(conn, tenant, workflow_id)
 

@@ -23,6 +23,8 @@ from jobq.store.database import (
     take_promote_lock,
 )
 from jobq.store.jobs import NewJob, enqueue
+from tests.proxy import Proxy
+from tests.services import Postgres
 from tests.stores import Store, new_job
 
 # --- the clock -------------------------------------------------------------------------------------------------------
@@ -195,6 +197,27 @@ def test_a_commit_whose_reply_was_lost_is_repeated_and_finds_what_it_did(postgre
     assert postgres.count("jobq_jobs") == postgres.count("jobq_job_data") == 1
 
 
+def test_a_commit_whose_reply_was_lost_and_that_cannot_be_repeated_is_told_as_one(postgres: Store) -> None:
+    job = new_job()
+
+    def work(conn: Connection) -> None:
+        enqueue(conn, [job])
+        conn.exec_driver_sql("COMMIT")
+        _kill(conn)
+
+    def too_early(conn: Connection) -> None:
+        _kill(conn)
+        conn.exec_driver_sql("SELECT 1")
+
+    with pytest.raises(Unavailable) as unsure:
+        postgres.database.run(work, one_statement=True)
+    assert "may have been made" in (unsure.value.hint or "")
+    assert postgres.state(job.id) == "PENDING·ready"
+    with pytest.raises(Unavailable) as sure:
+        postgres.database.run(too_early)
+    assert "may have been made" not in (sure.value.hint or "")
+
+
 def test_a_pooled_connection_that_died_unseen_costs_its_next_user_nothing(postgres: Store) -> None:
     postgres.enqueue()
     other = Database(str(postgres.database.url))
@@ -207,6 +230,23 @@ def test_a_pooled_connection_that_died_unseen_costs_its_next_user_nothing(postgr
     finally:
         other.close()
     postgres.enqueue()
+    assert postgres.count("jobq_jobs") == 2
+
+
+def test_a_server_that_says_nothing_is_given_up(
+    postgres: Store, postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(("127.0.0.1", postgres_server.port)) as proxy:
+        frozen = Database(proxy.url(postgres.database.url.render_as_string(hide_password=False)))
+        frozen.run(lambda conn: enqueue(conn, [new_job()]))
+        proxy.freeze()
+        monkeypatch.setattr("jobq.store.patience.PATIENCE", 0.5)
+        with pytest.raises(Unavailable) as told:
+            frozen.run(lambda conn: enqueue(conn, [new_job()]))
+        assert told.value.code == "database_unavailable"
+        proxy.heal()
+        frozen.run(lambda conn: enqueue(conn, [new_job()]))
+        frozen.close()
     assert postgres.count("jobq_jobs") == 2
 
 

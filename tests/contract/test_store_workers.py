@@ -107,6 +107,20 @@ def test_a_worker_whose_process_is_gone_is_declared_dead_by_its_id_at_once(store
     assert seen(store, other).dead_at is None
 
 
+def test_leases_are_judged_by_the_instant_that_was_looked_at(store: Store, worker: UUID) -> None:
+    before = store.look(workers.database_now)
+    store.execute("UPDATE jobq_workers SET lease_until = renewed_at")
+    assert store.do(workers.declare_dead, at=before - timedelta(seconds=1)) == []
+    assert store.do(workers.declare_dead, at=before + timedelta(seconds=1)) == [worker]
+
+
+def test_a_worker_that_died_before_the_clock_was_set_back_is_dead_although_its_lease_ends_late(
+    store: Store, worker: UUID
+) -> None:
+    hour = timedelta(hours=1)
+    assert store.do(workers.declare_dead, at=store.look(workers.database_now) - hour) == [worker]
+
+
 def test_declaring_nobody_dead_kills_nobody(store: Store) -> None:
     late = store.worker(lease=-1)
     assert store.do(workers.declare_dead, []) == []

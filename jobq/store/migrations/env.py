@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -9,6 +10,7 @@ from alembic import context
 
 from jobq.store.database import POSTGRESQL
 from jobq.store.migrations import VERSION_TABLE
+from jobq.store.patience import without_timeouts
 from jobq.store.tables import metadata
 
 if TYPE_CHECKING:
@@ -20,10 +22,10 @@ _LOCK = 0x6A6F6272
 def run() -> None:
     """One transaction for all versions; on PostgreSQL two upgrades at once take turns."""
     database: Database = context.config.attributes["database"]
-    with database.begin() as conn:
-        if database.dialect == POSTGRESQL:
+    on_postgresql = database.dialect == POSTGRESQL
+    with database.begin() as conn, without_timeouts(conn) if on_postgresql else nullcontext():
+        if on_postgresql:
             conn.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
-            conn.execute(sa.text("SET LOCAL statement_timeout = 0"))
             conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         context.configure(
             connection=conn,
