@@ -69,7 +69,7 @@ class Session:
             self.transaction, self.begun = [], True
             return "", False
         if word in ("COMMIT", "ROLLBACK"):
-            whole, self.transaction, self.begun = "\n".join(self.transaction), [], False
+            whole, self.transaction, self.begun = "\n".join([*self.transaction, said]), [], False
             return whole, word == "COMMIT"
         if not self.begun:
             return said, True
@@ -97,7 +97,7 @@ class Commits(Proxy):
     def lose(self, pattern: str, times: int = 1) -> None:
         """The next so many transactions that match are committed; their connections are reset before the reply.
 
-        Of statements that commit by themselves, those that found nothing do not count.
+        Of statements that commit by themselves, and so have no COMMIT behind them, those that found nothing do not count.
         """
         self._call(lambda: self._to_lose.extend([re.compile(pattern, re.DOTALL)] * times))
 
