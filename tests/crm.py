@@ -3,7 +3,7 @@
     GET  /customers?page=1&size=50&since=…   one page; ``Authorization: Bearer`` is required, as everywhere but /admin
     GET  /customers/KEY                      one customer
     PUT  /NAME/KEY                           target NAME takes a customer; a repeated Idempotency-Key changes nothing
-    PUT  /admin      GET /admin              what a test sets, and what it wants to know
+    PUT  /admin      GET /admin?target=NAME  what a test sets, and what it wants to know (default: of all targets)
 
 Targets answer 422 for the keys that they refuse, and repeat the header with the token as rude services do; 429 with
 Retry-After to all beyond ``limit`` requests a second. It ends with whoever started it.
@@ -66,6 +66,14 @@ class World:
             self.writes[target].append((time.time(), key, idempotency_key, status))
         return status
 
+    def tell(self, only: list[str] | None) -> dict[str, Any]:
+        with self.lock:
+            return {
+                "pages": self.pages,
+                "writes": {name: self.writes[name] for name in (only or list(self.writes))},
+                "entities": {name: self.entities[name] for name in (only or list(self.entities))},
+            }
+
     def _judge(self, target: str, key: str, idempotency_key: str, body: Any) -> int:
         now = time.time()
         self.recent[target] = recent = [at for at in self.recent[target] if at > now - _RETRY_AFTER]
@@ -90,8 +98,7 @@ class _Service(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         place = urlsplit(self.path)
         if place.path == "/admin":
-            with self.world.lock:
-                return self._answer(200, {name: getattr(self.world, name) for name in ("pages", "writes", "entities")})
+            return self._answer(200, self.world.tell(parse_qs(place.query).get("target")))
         if not self._is_known():
             return self._answer(401, {"error": f"who is {self.headers.get('Authorization')}?"})
         if place.path == "/customers":
@@ -133,6 +140,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed are nothing to speak of."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 def serve() -> None:
     """Serve until stdin ends; the port is printed first."""
@@ -148,7 +160,10 @@ def serve() -> None:
 
 
 class Crm:
-    """The service, as a test starts and sets it up."""
+    """The service, as a test starts and sets it up; with a ``url``: as it runs already."""
+
+    def __init__(self, url: str = "") -> None:
+        self.url = url
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
@@ -181,14 +196,15 @@ class Crm:
 
     def writes(self, target: str) -> list[Any]:
         """(instant, key, idempotency key, status) of each request to the target."""
-        return list(self._ask("GET")["writes"].get(target, []))
+        return list(self._ask("GET", of=target)["writes"][target])
 
     def entities(self, target: str) -> dict[str, Any]:
         """What the target has."""
-        return dict(self._ask("GET")["entities"].get(target, {}))
+        return dict(self._ask("GET", of=target)["entities"][target])
 
-    def _ask(self, method: str, body: bytes | None = None) -> Any:
-        request = urllib.request.Request(f"{self.url}/admin", data=body, method=method)
+    def _ask(self, method: str, body: bytes | None = None, *, of: str = "") -> Any:
+        query = f"?target={of}" if of else ""
+        request = urllib.request.Request(f"{self.url}/admin{query}", data=body, method=method)
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.loads(answer.read())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 
 from jobq.models import Outcome
 from jobq.plugins import Context, Kind
@@ -9,21 +10,29 @@ from jobq.specs import Spec
 
 
 class Nap(Spec):
-    """Sleep so many seconds, then end as ``then`` says; ``say`` goes to the log first."""
+    """Sleep so many seconds, then end as ``then`` says, after the first ``fails`` attempts; ``say`` goes to the log.
+
+    Each execution adds a line to the file ``trace``: the job and its attempt.
+    """
 
     seconds: float = 0.0
     then: str = "succeed"
+    fails: int = 0
     say: str = ""
+    trace: str = ""
 
 
 class NapExecutor:
     kind = Kind("NAP", Nap, timeout=timedelta(seconds=60))
 
     async def execute(self, spec: Nap, ctx: Context) -> Outcome:
+        if spec.trace:
+            with Path(spec.trace).open("a") as trace:
+                trace.write(f"{ctx.job.id} {ctx.job.attempt}\n")
         if spec.say:
             ctx.log(spec.say, "stdout")
         await asyncio.sleep(spec.seconds)
-        if spec.then == "fail":
+        if spec.then == "fail" or ctx.job.attempt <= spec.fails:
             return Outcome.failed("it was told to fail", error_class="told")
         return Outcome.succeeded({"slept": spec.seconds})
 

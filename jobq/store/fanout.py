@@ -122,9 +122,15 @@ def open_fanout(conn: Connection, owner: Owner, domain: str, targets: Iterable[T
 
 
 def _guard(conn: Connection, owner: Owner) -> Any:
-    """The SYNC's row, locked, if it still is the owner's and nobody asked for anything but to run it; else None."""
+    """The SYNC's row, locked, if it still is the owner's and nobody asked for anything but to run it; else None.
+
+    With how far it has read: who repeats a transaction finds there what the first try did.
+    """
     return conn.execute(
-        sa.select(jobs.c.tenant, jobs.c.domain, jobs.c.trigger, jobs.c.priority, jobs.c.stale_after, fanouts.c.read)
+        sa.select(
+            jobs.c.tenant, jobs.c.domain, jobs.c.trigger, jobs.c.priority, jobs.c.stale_after, fanouts.c.read,
+            fanouts.c.reading,
+        )
         .outerjoin(fanouts, fanouts.c.job_id == jobs.c.id)
         .where(
             jobs.c.id == owner.job_id, jobs.c.attempt == owner.attempt, jobs.c.worker_id == owner.worker_id,
@@ -170,7 +176,10 @@ class _Children:
 def add_batch(
     conn: Connection, owner: Owner, batch: Sifted, targets: Sequence[TargetPlan], policy: ChildPolicy
 ) -> Added | None:
-    """Store a batch and its children, and move the cursor. None: nothing was written, the SYNC is to stop."""
+    """Store a batch and its children, and move the cursor. None: nothing was written, the SYNC is to stop.
+
+    Stored again, it changes nothing: ``batch.behind`` keeps it from being counted twice.
+    """
     job = _guard(conn, owner)
     if job is None:
         return None
@@ -348,9 +357,15 @@ def end_reading(conn: Connection, owner: Owner, *, state: Any = None, keep_state
 
 
 def add_files(conn: Connection, owner: Owner, batch: Sifted, written: Mapping[str, int]) -> bool:
-    """So many entities went to each target in one file, without children. False: nothing was written."""
-    if _guard(conn, owner) is None:
+    """So many entities went to each target in one file, without children. False: nothing was written.
+
+    The same transaction ends the reading: once that is done, nothing is counted again.
+    """
+    job = _guard(conn, owner)
+    if job is None:
         return False
+    if not job.reading:
+        return True
     _move_on(conn, owner, batch, Added())
     for target, count in written.items():
         conn.execute(sa.insert(fanout_deltas).values(**delta(owner.job_id, target, success=count)))

@@ -11,6 +11,7 @@ import pytest
 from jobq.models import Outcome
 from jobq.states import Reason
 from jobq.store import entities, exports, fanout, workers
+from jobq.store.database import Connection
 from jobq.store.fanout import Added, Failure, Owner, Sifted
 from tests.fanouts import (
     CHAIN,
@@ -197,6 +198,37 @@ def test_a_batch_that_is_stored_twice_adds_nothing_the_second_time(store: FanOut
     store.finish_all(worker)
     assert store.state(sync.id) == "COMPLETED·succeeded"
     assert [each.success + each.existing for each in store.counts(sync).targets.values()] == [2, 2]
+
+
+def test_a_batch_whose_commit_was_done_although_its_reply_was_lost_counts_once(store: FanOuts, worker: UUID) -> None:
+    store.finish_all(store.fanned_out(worker, ["had"]).worker)
+    sync = store.sync(worker)
+    store.added(sync, batch(["x"], 1, behind=0))
+    problems = [Failure("y", "MappingError", "no")]
+    second = batch(["had", "a"], 2, read=5, filtered=2, failures=problems, behind=1)
+    assert store.added(sync, second) == Added(new=1, existing=1, children=1)
+    assert store.added(sync, second) == Added()
+    assert store.added(sync, batch(["b"], 3, behind=6)).children == 1
+    counts = store.counts(sync)
+    assert (counts.read, counts.filtered, counts.new, counts.existing, counts.invalid) == (7, 2, 3, 1, 1)
+    assert (counts.total, counts.targets["crm"].existing) == (3, 1)
+    assert [each.entity for each in store.look(exports.problems, sync.id, behind=0, limit=10)] == ["y"]
+
+
+def test_files_whose_commit_was_done_although_its_reply_was_lost_count_once(store: FanOuts, worker: UUID) -> None:
+    sync = store.sync(worker)
+
+    def write(conn: Connection) -> bool:
+        done = fanout.add_files(conn, sync.owner, Sifted([], None, read=7, filtered=2), {"crm": 5})
+        return done and fanout.end_reading(conn, sync.owner, state=None, keep_state=False)
+
+    assert store.do(write)
+    assert store.do(write)
+    store.park(sync)
+    store.settle()
+    counts = store.counts(sync)
+    assert store.state(sync.id) == "COMPLETED·succeeded"
+    assert (counts.read, counts.filtered, counts.targets["crm"].success) == (7, 2, 5)
 
 
 def test_an_entity_that_comes_again_after_its_child_ran_is_still_reported_once(store: FanOuts, worker: UUID) -> None:
