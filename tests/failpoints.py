@@ -29,15 +29,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import psycopg
 
 BEFORE, AFTER = "before", "after"
 KILL, RAISE = "kill", "raise"
 
 _PRODUCT = ("jobq.", "workers.", "scheduler.")
-_FRAMEWORK = {"jobq.store.database", "jobq.loop", "jobq.broker", "workers.container.engine", "workers.connectors.session"}
+_FRAMEWORK = {
+    "jobq.store.database",
+    "jobq.loop",
+    "jobq.broker",
+    "workers.container.engine",
+    "workers.connectors.session",
+}
 """Modules that everybody's calls go through: they do not tell one from another."""
 _TABLE = re.compile(r"\bjobq_\w+")
 _ID = re.compile(r"(?<=/)(jobq-)?[0-9a-f-]{12,}[^/?]*|(?<=/)\d+|(?<=/)run-[\w-]+")
@@ -151,11 +160,9 @@ class Sql:
             setattr(DefaultDialect, name, self._executing(getattr(DefaultDialect, name)))
         DefaultDialect.do_commit = self._committing(DefaultDialect.do_commit)  # type: ignore[method-assign]
         DefaultDialect.do_rollback = self._rolling_back(DefaultDialect.do_rollback)  # type: ignore[method-assign]
-        try:
-            import psycopg
-        except ImportError:
-            return
-        psycopg.Connection.execute = self._listening(psycopg.Connection.execute)  # type: ignore[method-assign,assignment]
+        connect = sqlite3.dbapi2.connect
+        sqlite3.dbapi2.connect = partial(connect, factory=self._straight_sqlite())  # type: ignore[assignment]
+        psycopg.Connection.execute = self._straight(psycopg.Connection.execute)  # type: ignore[method-assign,assignment]
 
     def _executing(self, original: Any) -> Any:
         def execute(dialect: Any, cursor: Any, statement: str, *rest: Any, **more: Any) -> None:
@@ -193,13 +200,22 @@ class Sql:
 
         return rollback
 
-    def _listening(self, original: Any) -> Any:
-        def execute(connection: Any, query: Any, *rest: Any, **more: Any) -> Any:
-            meet = self._watch.meet(f"{query} by {callers()}", twofold=False)
+    def _straight(self, original: Any) -> Any:
+        """What goes to the driver past SQLAlchemy: LISTEN, and SQLite's PRAGMA."""
+
+        def execute(connection: Any, query: str, *rest: Any, **more: Any) -> Any:
+            listens = query.startswith(("LISTEN", "PRAGMA data_version"))
+            meet = self._watch.meet(f"{query} by {callers()}" if listens else query, twofold=False)
             with self._failing(connection, meet):
                 return original(connection, query, *rest, **more)
 
         return execute
+
+    def _straight_sqlite(self) -> type[sqlite3.Connection]:
+        class Connection(sqlite3.Connection):
+            execute = self._straight(sqlite3.Connection.execute)
+
+        return Connection
 
     @contextmanager
     def _failing(self, connection: Any, meet: Callable[[str], bool], busy: str | None = None) -> Iterator[None]:
@@ -214,8 +230,6 @@ class Sql:
             assert remote, "SQLite has no reply that could get lost"
             _cut(connection)
             connection.pgconn.exec_(b"SELECT 1")  # it notices
-            import psycopg
-
             raise psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly")
 
 

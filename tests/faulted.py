@@ -6,6 +6,7 @@ scheduler and worker are forks in turn: processes of their own, for a thirtieth 
 """
 
 import ctypes
+import gc
 import json
 import os
 import shutil
@@ -18,21 +19,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.migration  # noqa: F401
+import psycopg  # noqa: F401
 import redis
 import sqlalchemy as sa
 
-import alembic.command  # noqa: F401 - what follows is loaded once, for all forks
-import alembic.migration  # noqa: F401
-import jobq.cli.service
-import psycopg  # noqa: F401
 import scheduler.fanin
-import scheduler.service
-import sqlalchemy.dialects.postgresql.psycopg  # noqa: F401
-import workers.app
-import workers.connectors.http
 import workers.container.executor
 import workers.service
 from jobq import JobQ, Settings
@@ -42,6 +39,17 @@ from tests.mixes import MIXES, Mix
 from tests.services import wait_until
 from tests.sweep import ROLES, Request, Result
 
+_WARM = (
+    "alembic.command alembic.migration billiard.pool celery.app.amqp celery.app.control celery.app.events celery.app.log "
+    "celery.backends.base celery.concurrency.thread celery.events.receiver celery.fixups.django celery.worker.autoscale "
+    "celery.worker.components celery.worker.consumer.delayed_delivery celery.worker.control celery.worker.loops "
+    "celery.worker.strategy encodings.unicode_escape getpass jobq.cli jobq.cli.service_log jobq.outbound.client "
+    "jobq.store.migrations kombu.transport.redis psycopg rich.console rich.table rich.text rich.traceback "
+    "scheduler.service sqlalchemy.dialects.postgresql.psycopg tests.kinds typer._adapters typer._click.decorators "
+    "workers.app workers.connectors.http workers.direct workers.heartbeat workers.pool workers.preview "
+    "workers.replication workers.sync _strptime"
+)
+"""What schedulers and workers load at their start: loaded before they fork, it costs once."""
 _PATIENCE = 40.0
 _ROUNDS = 4
 """So often is the mix repeated until the call that is to fail has come."""
@@ -87,7 +95,7 @@ class Role:
             os.environ.update(self._environment)
             _hurry()
             code = failpoints.run(self._command, self.report, fault)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, it goes to the log
             traceback.print_exc()
         finally:
             with suppress(Exception):
@@ -159,7 +167,7 @@ class Run:
             self._until_all_has_ended()
             self._end()
             self.result.complaints += ledger(self)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - that is what is wrong with the run
             self.result.complaints.append(f"{type(error).__name__}: {error}")
         finally:
             for role in self.roles.values():
@@ -318,6 +326,9 @@ def serve(requests: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    for module in _WARM.split():
+        import_module(module)
+    gc.freeze()  # or each collection in a fork would copy every page
     for number in map(int, sys.argv[1:]):
         if not os.fork():
             with socket.socket(fileno=number) as mine:

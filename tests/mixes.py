@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from jobq import Container, Every, JobQ, Status
 from tests.crm import TOKEN, Crm
@@ -46,7 +46,7 @@ class Mix:
         self._to_cancel.add(self._nap("CANCELED·by_user", seconds=60, queue="slow"))
         probe = {"endpoint": f"{self._crm}/customers/1", "expected_status_code": 401}
         self._add("COMPLETED·succeeded", kind="HEARTBEAT", spec=probe)
-        target = f"run-{self._folder.name}-{number}"
+        target = f"run-{uuid4().hex[:12]}"  # the receiver serves other runs as well
         self.syncs[self._add("COMPLETED·succeeded", kind="SYNC", spec=self._sync(target))] = target
         self.workflows.append(f"flow-{number}")
         begin = datetime.now(UTC) - timedelta(hours=1) + timedelta(seconds=0.7)

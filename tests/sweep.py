@@ -73,8 +73,7 @@ class Place:
 class Bench:
     """Warm processes that make runs, as many at once as there are."""
 
-    def __init__(self, place: Place, processes: int) -> None:
-        self._place = place
+    def __init__(self, processes: int) -> None:
         self._numbers = count()
         self._stack = ExitStack()
         self._free: SimpleQueue[tuple[int, Any]] = SimpleQueue()
@@ -95,21 +94,21 @@ class Bench:
         self._stack.close()
         self._process.wait(30)
 
-    def runs(self, mix: str, wanted: Iterable[Faults]) -> Iterator[tuple[Faults, Result]]:
+    def runs(self, place: Place, mix: str, wanted: Iterable[Faults]) -> Iterator[tuple[Faults, Result]]:
         """Make a run with each of these, and tell what came of it; in any order."""
-        futures = {self._threads.submit(self._run, mix, faults): faults for faults in wanted}
+        futures = {self._threads.submit(self._run, place, mix, faults): faults for faults in wanted}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
-    def _run(self, mix: str, faults: Faults) -> Result:
+    def _run(self, place: Place, mix: str, faults: Faults) -> Result:
         for _ in range(_TRIES):
-            result = self._try(mix, faults)
+            result = self._try(place, mix, faults)
             if result.complaints or not any(faults[role].steady for role in result.missed):
                 break
         return result
 
-    def _try(self, mix: str, faults: Faults) -> Result:
-        place, (number, lines) = self._place, self._free.get()
+    def _try(self, place: Place, mix: str, faults: Faults) -> Result:
+        number, lines = self._free.get()
         url, remove = place.database()
         folder = place.folder / f"run-{next(self._numbers)}"
         request = Request(str(folder), mix, url, f"{place.redis}/{number}", place.crm, place.docker, faults)
@@ -145,13 +144,18 @@ class Point:
         moments = [BEFORE, AFTER] if self.twofold and (how == KILL or replies_get_lost) else [BEFORE]
         powers = int(math.log2(self.count)) + 1 if self.twofold else 1
         for power, when in product(range(powers), moments):
-            yield Fault(self.name, 2**power, when, how, self.late, self.runs == GOLDEN_RUNS)
+            yield Fault(self.name, 2**power, when, how, self.late, self.steady)
+
+    @property
+    def steady(self) -> bool:
+        """Is it met in each run?"""
+        return self.runs == GOLDEN_RUNS
 
 
-def golden(bench: Bench, mix: str) -> list[Point]:
+def golden(bench: Bench, place: Place, mix: str, runs: int = GOLDEN_RUNS) -> list[Point]:
     """Every point of the mix, from runs in which nothing fails."""
     points: dict[tuple[str, str], Point] = {}
-    for _, result in bench.runs(mix, [{}] * GOLDEN_RUNS):
+    for _, result in bench.runs(place, mix, [{}] * runs):
         assert not result.complaints, result.complaints
         for role, told in result.reports.items():
             for name, seen in told["seen"].items():

@@ -7,6 +7,7 @@ another connection, and a direct call within the process. Both only shorten a wa
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections import defaultdict
@@ -103,11 +104,14 @@ class Listener:
             connection = conn.connection.driver_connection
             assert connection is not None
             seen = None
-            while not self._stopping.wait(_POLL):
-                version = connection.execute("PRAGMA data_version").fetchone()[0]
-                if version != seen:
-                    seen = version
-                    self._on_wake()
+            try:
+                while not self._stopping.wait(_POLL):
+                    version = connection.execute("PRAGMA data_version").fetchone()[0]
+                    if version != seen:
+                        seen = version
+                        self._on_wake()
+            except sqlite3.Error as error:
+                raise OSError(str(error)) from error
 
 
 __all__ = ["Listener", "announce", "is_to_announce", "ring"]

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobq.errors import Misconfigured, Unavailable
+from jobq.store import wakeup
 from jobq.store.database import (
     Database,
     Instant,
@@ -17,6 +18,7 @@ from jobq.store.database import (
     incoming,
     is_one_of,
     later,
+    notify,
     now,
     plus,
     rows_json,
@@ -24,7 +26,7 @@ from jobq.store.database import (
 )
 from jobq.store.jobs import NewJob, enqueue
 from tests.proxy import Proxy
-from tests.services import Postgres
+from tests.services import Postgres, wait_until
 from tests.stores import Store, new_job
 
 # --- the clock -------------------------------------------------------------------------------------------------------
@@ -248,6 +250,36 @@ def test_a_server_that_says_nothing_is_given_up(
         frozen.run(lambda conn: enqueue(conn, [new_job()]))
         frozen.close()
     assert postgres.count("jobq_jobs") == 2
+
+
+def test_a_listener_that_lost_its_connection_listens_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeup, "_RECONNECT", 0.02)
+    held: list[Any] = []
+    sa.event.listen(store.database.engine, "checkout", lambda connection, *_: held.append(connection), once=True)
+    woken = threading.Event()
+    listener = wakeup.Listener(store.database, woken.set)
+
+    def tell() -> bool:
+        woken.clear()
+        with store.database.begin() as conn:
+            enqueue(conn, [new_job()])
+            notify(conn)
+        return woken.wait(0.2)
+
+    listener.start()
+    try:
+        wait_until(lambda: held or store.dialect == "postgresql", what="the listener to watch")
+        wait_until(tell, what="the first wake-up")
+        if store.dialect == "sqlite":
+            held[0].close()
+        else:
+            store.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+            )
+        wait_until(tell, what="a wake-up after that")
+    finally:
+        listener.stop()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
