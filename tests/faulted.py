@@ -236,6 +236,7 @@ class Run:
             if name == "worker":
                 with suppress(TimeoutError):  # the ledger tells
                     wait_until(lambda: not self.messages(), 10, what="the worker to empty the broker")
+            wait_until(lambda role=role: role.is_up, 20, what=f"the {name} to be up")  # it may have died just now
             if code := role.end():
                 self._note_death(name, code)
                 self._start(name, None)
@@ -300,7 +301,6 @@ def _attempts(run: Run, jobs: dict[Any, Any]) -> Iterator[str]:
 _NOTHING = {
     "a job is held": "SELECT id FROM jobq_jobs WHERE worker_id IS NOT NULL OR next_send_at IS NOT NULL",
     "a job waits for an ended one": "SELECT * FROM jobq_after",
-    "a worker did not sign off": "SELECT name FROM jobq_workers WHERE dead_at IS NULL",
 }
 
 
@@ -308,6 +308,8 @@ def _rows(run: Run) -> Iterator[str]:
     for what, query in _NOTHING.items():
         if rows := run.ask(query):
             yield f"{what}: {rows}"
+    if not run.request.is_unsigned and (rows := run.ask("SELECT name FROM jobq_workers WHERE dead_at IS NULL")):
+        yield f"a worker did not sign off: {rows}"
 
 
 # --- the process that runs -------------------------------------------------------------------------------------------

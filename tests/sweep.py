@@ -43,6 +43,12 @@ class Request:
         told = json.loads(line)
         return cls(**{**told, "faults": {role: Fault(**fault) for role, fault in told["faults"].items()}})
 
+    @property
+    def is_unsigned(self) -> bool:
+        """Does the worker fail to sign off? On SQLite that is not tried again: its lease runs out."""
+        fault = self.faults.get("worker")
+        return fault is not None and fault.how == RAISE and "sign_off" in fault.name and "sqlite" in self.database_url
+
 
 @dataclass
 class Result:
@@ -171,8 +177,8 @@ def sweep(points: Sequence[Point], *, replies_get_lost: bool) -> list[Faults]:
         of_role: dict[str, list[Fault]] = {role: [] for role in ROLES}
         for point in points:
             of_role[point.role] += point.faults(how, replies_get_lost=replies_get_lost)
-        for pair in zip_longest(*of_role.values()):
-            wanted.append({role: fault for role, fault in zip(ROLES, pair, strict=True) if fault is not None})
+        pairs = zip_longest(*of_role.values())
+        wanted += [{role: fault for role, fault in zip(ROLES, pair, strict=True) if fault} for pair in pairs]
     return wanted
 
 
