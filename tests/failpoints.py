@@ -1,6 +1,7 @@
 """Failpoints: every call of a process to another party, named, counted, and made to fail where a test says so.
 
-    python -m tests.failpoints scheduler | worker -Q nap:2          (the plan: FAILPOINT, the report: FAILPOINTS)
+    FAILPOINT='{"name": …, "nth": 1, "when": "after", "how": "kill"}' FAILPOINTS=report.json
+    python -m tests.failpoints worker -Q nap:2
 
 runs the command `jobq` with its doors watched from outside: the product knows nothing of this module. The doors are
 those of the drivers, so that what a point raises goes through the product's own translation:
@@ -28,7 +29,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -332,11 +333,6 @@ def run(command: list[str], report: Path, fault: Fault | None) -> int:
     code = main(command)
     watch.write(code=code, held={what: repr(found) for what, found in held.items() if found})
     return code
-
-
-def planned(fault: Fault | None) -> str:
-    """A fault as the environment carries it."""
-    return json.dumps(fault and asdict(fault))
 
 
 if __name__ == "__main__":

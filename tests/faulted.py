@@ -50,7 +50,7 @@ _WARM = (
     "workers.replication workers.sync _strptime"
 )
 """What schedulers and workers load at their start: loaded before they fork, it costs once."""
-_PATIENCE = 40.0
+_PATIENCE = 60.0
 _ROUNDS = 4
 """So often is the mix repeated until the call that is to fail has come."""
 _PR_SET_PDEATHSIG = 1
@@ -168,7 +168,7 @@ class Run:
             self._end()
             self.result.complaints += ledger(self)
         except Exception as error:  # noqa: BLE001 - that is what is wrong with the run
-            self.result.complaints.append(f"{type(error).__name__}: {error}")
+            self.result.complaints.append(f"{type(error).__name__}: {error}; {self._state()}")
         finally:
             for role in self.roles.values():
                 role.kill()
@@ -248,6 +248,14 @@ class Run:
                 self.result.complaints.append(f"the {name} still held {told['held']}")
             self.result.reports[name] = told
         self.result.missed = self._missed()
+
+    def _state(self) -> str:
+        """Where a run stands that does not end."""
+        with suppress(Exception):
+            left = [job for job in self.jobq.list(limit=200).items if not job.finished]
+            why = [f"{job.kind} {job.id} {job.status}·{job.reason}: {self.jobq.why(job.id)}" for job in left]
+            return "\n".join([*why, *(file.read_text()[-3000:] for file in self.folder.glob("*.log"))])
+        return "the database cannot be asked"
 
     def messages(self) -> dict[str, int]:
         """What lies in the broker. A worker that is killed may leave a hint between fetched and acknowledged."""

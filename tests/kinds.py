@@ -27,8 +27,7 @@ class NapExecutor:
 
     async def execute(self, spec: Nap, ctx: Context) -> Outcome:
         if spec.trace:
-            with Path(spec.trace).open("a") as trace:
-                trace.write(f"{ctx.job.id} {ctx.job.attempt}\n")
+            add_line(Path(spec.trace), f"{ctx.job.id} {ctx.job.attempt}\n")
         if spec.say:
             ctx.log(spec.say, "stdout")
         await asyncio.sleep(spec.seconds)
@@ -55,3 +54,9 @@ class TellExecutor:
         if spec.how == "raise":
             raise ValueError(f"a password like {told} cannot be used")
         return Outcome.failed(f"refused: {told!r}", error_class=told, result={"answer": [told, {told: 1}]})
+
+
+def add_line(file: Path, line: str) -> None:
+    """Whole, whoever writes to the file at the same time."""
+    with file.open("a") as end:
+        end.write(line)

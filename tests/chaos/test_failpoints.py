@@ -18,7 +18,7 @@ import pytest
 from tests import services
 from tests.crm import Crm
 from tests.failpoints import AFTER, BEFORE, KILL, RAISE, Fault
-from tests.sweep import Bench, Faults, Place, Point, golden, sweep, wrong
+from tests.sweep import ROLES, Bench, Faults, Place, Point, golden, sweep, wrong
 
 PROCESSES = 2 + (os.cpu_count() or 1)
 ONLY = os.environ.get("ONLY", "")
@@ -99,18 +99,18 @@ def test_a_few_calls_fail_one_by_one_and_the_ledger_is_right(
 ) -> None:
     place: Place = request.getfixturevalue(database)
     points = golden(bench, place, "mix", runs=1)
-    chosen = [few(points, *row) for row in FEW[database]]
+    chosen = [few(points, line) for line in FEW[database]]
     assert not wrong(bench.runs(place, "mix", chosen))
 
 
-def few(points: list[Point], how: str, scheduler: str, when: str, worker: str, of_worker: str) -> Faults:
+def few(points: list[Point], line: tuple[str, str, str, str, str]) -> Faults:
     """The faults of a line: each at the first point whose name begins so."""
-    wanted = {"scheduler": (scheduler, when), "worker": (worker, of_worker)}
+    how, *calls = line
     return {
         role: next(
-            Fault(point.name, 1, moment, how) for point in points if point.role == role and point.name.startswith(begin)
+            Fault(point.name, 1, when, how) for point in points if point.role == role and point.name.startswith(begin)
         )
-        for role, (begin, moment) in wanted.items()
+        for role, (begin, when) in zip(ROLES, (calls[:2], calls[2:]), strict=True)
     }
 
 

@@ -55,6 +55,14 @@ def test_a_registered_worker_is_listed_with_what_it_offers(store: Store) -> None
     assert timedelta(seconds=29) < row.lease_until - row.now <= timedelta(seconds=30)
 
 
+def test_a_worker_whose_registration_is_repeated_is_there_once(store: Store) -> None:
+    """As after a COMMIT whose reply was lost."""
+    me = identity()
+    for _ in range(2):
+        store.do(workers.register, me, 30.0)
+    assert [row.id for row in store.look(workers.list_workers)] == [me.id]
+
+
 def test_a_renewal_extends_the_lease_and_notes_the_host(store: Store, worker: UUID) -> None:
     assert renew(store, worker, lease=120.0, host="engine-1").alive
     row = seen(store, worker)
