@@ -50,7 +50,8 @@ _WARM = (
     "workers.replication workers.sync _strptime"
 )
 """What schedulers and workers load at their start: loaded before they fork, it costs once."""
-_PATIENCE = 60.0
+_PATIENCE = 120.0
+"""Seconds. A run takes three; on a machine that does ten things at once, many times as long."""
 _ROUNDS = 4
 """So often is the mix repeated until the call that is to fail has come."""
 _PR_SET_PDEATHSIG = 1
@@ -112,7 +113,7 @@ class Role:
         """Tell it to end, and wait for that."""
         self.report.with_suffix(".ending").touch()
         os.kill(self.pid, signal.SIGTERM)
-        return wait_until(lambda: ended if (ended := self.died()) is None else (ended,), 20, what=self.name)[0]
+        return wait_until(lambda: ended if (ended := self.died()) is None else (ended,), _PATIENCE, what=self.name)[0]
 
     def kill(self) -> None:
         """It must be gone when this returns."""
@@ -141,7 +142,7 @@ class Run:
         values: dict[str, Any] = {
             "database_url": request.database_url, "broker_url": request.broker_url, "env_id": self.folder.name,
             "plugins": ["tests.kinds:NapExecutor"], "secret_key": "a key for tests, long enough",
-            "docker_host": request.docker_host or f"unix://{self.folder}/none", "lease": 20, "renew_every": 0.25,
+            "docker_host": request.docker_host or f"unix://{self.folder}/none", "lease": 30, "renew_every": 0.25,
             "drain_timeout": 5, **self.mix_class.settings,
         }  # fmt: skip
         self.jobq = JobQ(settings=Settings(**values))
@@ -236,11 +237,13 @@ class Run:
             if name == "worker":
                 with suppress(TimeoutError):  # the ledger tells
                     wait_until(lambda: not self.messages(), 10, what="the worker to empty the broker")
-            wait_until(lambda role=role: role.is_up, 20, what=f"the {name} to be up")  # it may have died just now
+            wait_until(
+                lambda role=role: role.is_up, _PATIENCE, what=f"the {name} to be up"
+            )  # it may have died just now
             if code := role.end():
                 self._note_death(name, code)
                 self._start(name, None)
-                wait_until(lambda name=name: self._is_back(name), 20, what=f"the {name} to be back")
+                wait_until(lambda name=name: self._is_back(name), _PATIENCE, what=f"the {name} to be back")
                 if code := role.end():
                     self.result.complaints.append(f"the {name} ended with {code}")
             told = json.loads(role.report.read_text())

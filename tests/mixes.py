@@ -4,13 +4,14 @@ One fault must not change how a job ends; where it may, the other end is named b
 """
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 from jobq import Container, Every, JobQ, Status
 from tests.crm import TOKEN, Crm
+from tests.stores import Store
 
 SOON = {"max_attempts": 4, "initial": 0.1, "maximum": 0.2, "retry_lost": True}
 """One fault and the failures that are planned leave attempts to spare."""
@@ -49,11 +50,11 @@ class Mix:
         target = f"run-{uuid4().hex[:12]}"  # the receiver serves other runs as well
         self.syncs[self._add("COMPLETED·succeeded", kind="SYNC", spec=self._sync(target))] = target
         self.workflows.append(f"flow-{number}")
-        begin = datetime.now(UTC) - timedelta(hours=1) + timedelta(seconds=0.7)
-        self._jobq.create_workflow(
+        flow = self._jobq.create_workflow(
             {"trace": str(self._folder / "trace")}, kind="NAP", name=self.workflows[-1], retry=SOON,
-            schedule=Every(hours=1, start_at=begin),
+            schedule=Every(hours=1),
         )  # fmt: skip
+        Store(self._jobq.database).due(flow, -0.5)
 
     def _nap(self, *ends: str, retry: Any = SOON, after: Any = (), queue: str | None = None, **spec: Any) -> UUID:
         spec["trace"] = str(self._folder / "trace")

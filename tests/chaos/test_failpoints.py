@@ -93,6 +93,7 @@ FEW = {
 }
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("database", list(FEW))
 def test_a_few_calls_fail_one_by_one_and_the_ledger_is_right(
     database: str, bench: Bench, request: pytest.FixtureRequest
