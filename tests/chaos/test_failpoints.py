@@ -18,7 +18,7 @@ import pytest
 from tests import services
 from tests.crm import Crm
 from tests.failpoints import AFTER, BEFORE, KILL, RAISE, Fault
-from tests.sweep import ROLES, Bench, Faults, Place, Point, golden, sweep, wrong
+from tests.sweep import ROLES, Bench, Faults, Place, Point, Result, golden, sweep, wrong
 
 PROCESSES = 2 + (os.cpu_count() or 1)
 ONLY = os.environ.get("ONLY", "")
@@ -143,7 +143,11 @@ def try_all(bench: Bench, place: Place, mix: str, points: Sequence[Point], *, re
     """The sweep; prints what was tried as JSON."""
     began = time.monotonic()
     wanted = [faults for faults in sweep(points, replies_get_lost=replies_get_lost) if ONLY in describe(faults)]
-    tried = list(bench.runs(place, mix, wanted))
+    tried: list[tuple[Faults, Result]] = []
+    for run in bench.runs(place, mix, wanted):
+        tried.append(run)
+        for line in wrong([run]):
+            print(line, flush=True)  # at once: the whole takes minutes
     summary = {
         "mix": mix, "points": len(points), "faults": sum(map(len, wanted)), "runs": len(tried), "wrong": wrong(tried),
         "did_not_come": [str(faults[role]) for faults, result in tried for role in result.missed],
