@@ -237,9 +237,8 @@ class Run:
             if name == "worker":
                 with suppress(TimeoutError):  # the ledger tells
                     wait_until(lambda: not self.messages(), 10, what="the worker to empty the broker")
-            wait_until(
-                lambda role=role: role.is_up, _PATIENCE, what=f"the {name} to be up"
-            )  # it may have died just now
+            # It may have been started again just now.
+            wait_until(lambda name=name: self._is_back(name), _PATIENCE, what=f"the {name} to be up")
             if code := role.end():
                 self._note_death(name, code)
                 self._start(name, None)
