@@ -147,7 +147,8 @@ class Settings(BaseSettings):
     policy: Policy = Field(default_factory=Policy)
 
     lease: Duration = timedelta(seconds=30)
-    renew_every: Duration = timedelta(seconds=5)
+    renew_every: Duration = timedelta(seconds=4)
+    """A cancellation comes with it and has to arrive within 5 s: the rest is for the job to stop and to be recorded."""
     reattach_grace: Duration = timedelta(minutes=5)
     stop_grace: Duration = timedelta(seconds=2)
     """Between the stop signal and the kill of a container."""

@@ -18,7 +18,7 @@ ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
 
 @pytest.fixture
 def rig(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Rig]:
-    """At the default settings: the lease is 30 s, renewed every 5 s."""
+    """At the default settings: the lease is 30 s, renewed every 4 s."""
     with Rig(tmp_path, postgres_url, redis_url, redis_url) as rig:
         yield rig
 

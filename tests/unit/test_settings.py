@@ -47,7 +47,7 @@ def test_the_sources_are_merged_setting_by_setting(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("JOBQ_TENANT", "environment")
     settings = Settings(lease=timedelta(seconds=90))
     assert (settings.env_id, settings.tenant, settings.lease) == ("file", "environment", timedelta(seconds=90))
-    assert settings.renew_every == timedelta(seconds=5)
+    assert settings.renew_every == timedelta(seconds=4)
 
 
 def test_parts_of_the_policy_come_from_several_sources(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
@@ -71,7 +71,7 @@ def test_without_any_setting_everything_is_local_and_embedded(tmp_path: Path) ->
     assert settings.database_url == f"sqlite:///{tmp_path}/data/jobq/jobq.db"
     assert settings.broker_url == EMBEDDED
     assert settings.docker_host == "unix:///var/run/docker.sock"
-    assert (settings.lease, settings.renew_every) == (timedelta(seconds=30), timedelta(seconds=5))
+    assert (settings.lease, settings.renew_every) == (timedelta(seconds=30), timedelta(seconds=4))
     assert settings.stop_grace == timedelta(seconds=2)
     assert settings.policy.max_container_timeout == timedelta(hours=1)
 
