@@ -297,18 +297,21 @@ class JobQ(Workflows, Syncs):
 
     # --- act -------------------------------------------------------------------------------------------------------
 
-    def cancel(self, job_id: UUID) -> Job:
+    def cancel(self, job_id: UUID, *, force: bool = False) -> Job:
         """Cancel: at once while the job waits, within seconds while it runs. Conflict if it has ended.
 
         A SYNC is dequeued: no child of it starts from now on, and it ends when those that run have ended.
+
+        ``force`` ends a running job now, for one whose worker does not react: its work may go on until the worker's
+        next renewal, but what it reports is refused. Children of a SYNC that run are ended, too.
         """
-        tries = 0
+        verb, tries = control.end if force else control.cancel, 0
 
         def work(conn: Connection) -> None:
             nonlocal tries
             tries += 1
             try:
-                control.cancel(conn, self.tenant, job_id, self.actor)
+                verb(conn, self.tenant, job_id, self.actor)
             except Conflict:  # by an earlier try, perhaps, which was not told of its commit
                 if tries == 1 or store.get(conn, self.tenant, job_id).status is not Status.CANCELED:
                     raise

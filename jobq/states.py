@@ -29,7 +29,7 @@ class Status(StrEnum):
 
     RUNNING = "RUNNING"
     """One worker owns it (or a SYNC waits for its children and holds no worker slot).
-    In: claim. Out: record by its owner, or reap once the owner is dead."""
+    In: claim. Out: record by its owner, reap once the owner is dead, or a person who ends it by force."""
 
     COMPLETED = "COMPLETED"
     """Ended well, or had nothing to do. Terminal."""
@@ -232,6 +232,11 @@ def follow(*, desired: Desired, carried: bool | None, why: Reason = Reason.BY_US
     if carried is None:
         return Transition(Status.CANCELED, Reason.UPSTREAM_FAILED)
     return Transition(Status.PENDING, Reason.BLOCKED if carried else Reason.READY)
+
+
+def stale() -> Transition:
+    """The end of a job that nobody started in time. No attempt was made: nothing is charged."""
+    return Transition(Status.FAILED, Reason.UNRESOLVED)
 
 
 # --- a SYNC beside its children ----------------------------------------------------------------------------------

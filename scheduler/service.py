@@ -22,6 +22,7 @@ from scheduler.prune import Pruner
 from scheduler.publish import Publisher
 from scheduler.reap import Reaper
 from scheduler.resend import Resender
+from scheduler.stale import StaleCollector
 from scheduler.wake import Waker
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Scheduler:
             Loop("resend", resender.tick),
             Loop("reap", reaper.tick),
             Loop("fan-in", FanIn(self._database, ready).tick),
+            Loop("stale", StaleCollector(self._database).tick),
             Loop("prune", Pruner(self._database, settings.retention).tick),
             Loop("seen", self._say_alive),
         ]

@@ -289,10 +289,21 @@ def wait(
 
 
 @app.command()
-def cancel(context: typer.Context, job: Id, as_json: AsJson = False) -> None:
+def cancel(
+    context: typer.Context,
+    job: Id,
+    force: Annotated[
+        bool, Option("--force", help="End it now, though its worker does not react: its work may go on for a while.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Cancel: at once while the job waits, within seconds while it runs."""
     with connected(context) as jobq:
-        _tell(jobq.cancel(parse_id(job)), as_json)
+        job_id = parse_id(job)
+        held = force and jobq.get(job_id).status is Status.RUNNING
+        _tell(jobq.cancel(job_id, force=force), as_json)
+    if held:
+        say("Its worker learns of it with the next renewal of its lease; until then its work may go on.", stderr=True)
 
 
 @app.command()

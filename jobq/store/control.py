@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Row
 from jobq.errors import Conflict, NotFound
 from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled
 from jobq.store.database import insert, now, take_promote_lock
-from jobq.store.finish import Change, finish, put_back, release_blocked
+from jobq.store.finish import Change, EndedAttempt, finish, put_back, release_blocked
 from jobq.store.jobs import new_id
 from jobq.store.tables import after, events, jobs, queues, tenants, workflows
 
@@ -48,7 +48,7 @@ def _lock(conn: Connection, tenant: str | None, job_id: UUID, *, to_stop: bool =
     return row
 
 
-def cancel(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
+def cancel(conn: Connection, tenant: str | None, job_id: UUID, actor: str, *, forced: bool = False) -> None:
     """Cancel a job: at once while it waits; a running one is asked to stop and ends within a renewal (5 s).
 
     A SYNC with children is dequeued: from now on none of them starts, those that wait are canceled, and it ends when
@@ -64,7 +64,46 @@ def cancel(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> No
         conn.execute(sa.update(jobs).where(jobs.c.id == job_id).values(desired=Desired.CANCEL.value))
     else:
         finish(conn, [Change(job_id, status, row.attempt, canceled(), message=f"canceled by {actor}")])
-    add_event(conn, row.tenant, f"job:{job_id}", "cancel", actor)
+    add_event(conn, row.tenant, f"job:{job_id}", "cancel", actor, detail={"forced": True} if forced else None)
+
+
+def end(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
+    """Cancel a job and end it now, whatever its worker does: for one that is frozen, cut off, or does not listen.
+
+    The present owner is fenced: what it reports later is refused, and its next renewal tells it to stop. Until then its
+    work may go on. A SYNC with children is dequeued, and those of its children that run are ended like this as well; it
+    ends itself with the scheduler's next round. Raises Conflict ``already_finished`` if the job has ended.
+    """
+    cancel(conn, tenant, job_id, actor, forced=True)
+    row = _lock(conn, tenant, job_id)
+    if row.status != Status.RUNNING.value:
+        return
+    if row.worker_id is not None:
+        finish(conn, [_taken_away(row, Reason.BY_USER, actor)])
+    if row.kind == SYNC:
+        finish(conn, [_taken_away(child, Reason.PARENT_CANCELED, actor) for child in _running_children(conn, job_id)])
+
+
+def _taken_away(row: Row[Any], reason: Reason, actor: str) -> Change:
+    """The end of a job under its owner, who does not know yet: the attempt is the fence."""
+    text = f"ended by {actor} under its worker, whose work may have gone on until the renewal of its lease"
+    ended = EndedAttempt(row.started_at, "CANCELED", reason.value, False, row.worker_id, text, "forced")
+    return Change(
+        row.id, Status.RUNNING, row.attempt, canceled(reason), row.worker_id,
+        message=text, error_class="forced", ended=ended,
+    )  # fmt: skip
+
+
+def _running_children(conn: Connection, parent_id: UUID) -> list[Row[Any]]:
+    """Those that workers hold, locked. Found by what is in flight, never by the children: see fanin.in_flight."""
+    query = (
+        sa.select(jobs)
+        .where(sa.func.coalesce(jobs.c.parent_id, jobs.c.id) == parent_id, jobs.c.worker_id.is_not(None))
+        .where(jobs.c.id != parent_id)
+        .order_by(jobs.c.id)
+        .with_for_update()
+    )
+    return list(conn.execute(query))
 
 
 def pause(conn: Connection, tenant: str | None, job_id: UUID, actor: str) -> None:
