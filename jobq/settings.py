@@ -156,6 +156,8 @@ class Settings(BaseSettings):
     """For the pull of the image and the creation of the container together."""
     drain_timeout: Duration = timedelta(seconds=25)
     """How long a worker that was told to stop lets its jobs go on."""
+    deaf_after: Duration = timedelta(minutes=2)
+    """How long a worker with room hears nothing of hints that lie at the broker, before it ends to be started again."""
     max_log_bytes: int = 1024 * 1024
     """Of each job's log; half of it is kept from the head, half from the tail."""
     max_spec_bytes: int = 256 * 1024

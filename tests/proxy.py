@@ -77,6 +77,17 @@ class Proxy:
         """Half-open: connections stay and new ones are accepted, but no byte goes either way, as if packets fell."""
         self._change("freeze")
 
+    def freeze_open(self, sent: bytes) -> int:
+        """Freeze for ever those connections that lately sent these bytes; all others live. Return how many those are."""
+
+        def freeze() -> int:
+            chosen = [pair for pair in self._pairs if sent in pair.sent]
+            for pair in chosen:
+                pair.frozen = True
+            return len(chosen)
+
+        return self._call(freeze)
+
     def reset(self) -> None:
         """Reset every connection, and from now on each new one as soon as it is accepted."""
         self._change("reset")
@@ -186,10 +197,14 @@ class Proxy:
             await self._thawed.wait()
             if pair.silent:
                 continue
+            if pair.frozen:
+                await asyncio.Event().wait()
             if pair.doomed and not from_client:
                 self.lost += 1
                 pair.reset()
                 return
+            if from_client:
+                pair.sent = (pair.sent + data)[-4096:]
             if from_client and self._doomed:
                 seen = tail + data
                 tail = seen[-256:]
@@ -216,6 +231,8 @@ class _Pair:
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.client = client
         self.upstream: asyncio.StreamWriter | None = None
+        self.sent = b""  # the last that the client sent
+        self.frozen = False
         self.doomed = False  # its next reply is swallowed
         self.silent = False  # what it says falls on the way
         self.ended = False  # both sides closed it in good order

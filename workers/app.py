@@ -30,14 +30,18 @@ from celery.signals import (
 from celery.worker import WorkController
 from celery.worker import state as celery_state
 
-from jobq.broker import TASK, make_celery, message_queue, parse_hint, require_shared
+from jobq.broker import TASK, CeleryBroker, make_celery, message_queue, parse_hint, require_shared
+from jobq.loop import Loop
 from jobq.settings import Settings
+from workers.hearing import Ear, Listening
 from workers.pool import turn
 from workers.service import Worker
 from workers.slots import DEFAULT_SLOTS, parse_queues
 
 log = logging.getLogger(__name__)
 
+DEAF = 1
+"""The exit code of a worker that turned deaf."""
 DEFAULT_QUEUES = ",".join(f"{queue}:{slots}" for queue, slots in DEFAULT_SLOTS.items())
 
 
@@ -53,6 +57,8 @@ class App:
         self.queues = dict(queues)
         self.worker: Worker | None = None
         self.dropped = 0
+        self.ear = Ear()
+        self._ending = threading.Lock()
         self.on_drain: Callable[[], None] = self.drain
         self.celery = make_celery(settings)
         self.celery.conf.update(
@@ -68,17 +74,19 @@ class App:
 
     def _run(self, *args: Any, **_: Any) -> None:
         """The one task: "look at these job ids". What is no such hint is dropped and counted, never executed."""
-        hint = parse_hint(args)
-        if hint is None or self.worker is None:
-            self.dropped += 1
-            log.warning("a message was dropped: it is no hint of this version")
-            return
-        self.worker.hint(hint.queue, hint.ids)
+        with self.ear.message():
+            hint = parse_hint(args)
+            if hint is None or self.worker is None:
+                self.dropped += 1
+                log.warning("a message was dropped: it is no hint of this version")
+                return
+            self.worker.hint(hint.queue, hint.ids)
 
     def _refused(self, sender: Any = None, **_: Any) -> None:
         """The consumer dropped a message: a foreign task, a form that could carry code, or no form at all."""
         if getattr(sender, "app", None) is self.celery:
-            self.dropped += 1
+            with self.ear.message():
+                self.dropped += 1
 
     # --- the life of the process -----------------------------------------------------------------------------
 
@@ -97,19 +105,39 @@ class App:
     def end(self) -> None:
         """Let running jobs end, then stop."""
         task_rejected.disconnect(self._refused)
-        if self.worker is not None:
-            self.worker.stop()
-            self.worker = None
+        with self._ending:
+            if self.worker is not None:
+                self.worker.stop()
+                self.worker = None
 
     def bind_signals(self) -> None:
         """Follow the life of a Celery worker that runs this app in this process.
 
-        An operator's ``jobq worker drain`` ends the process as SIGTERM does.
+        An operator's ``jobq worker drain`` ends the process as SIGTERM does; a worker that turns deaf ends it, too.
         """
         self.on_drain = _end_this_process
-        worker_init.connect(lambda **_: self.begin(), weak=False)
+        worker_init.connect(lambda **_: self._begin_here(), weak=False)
         worker_shutting_down.connect(lambda **_: threading.Thread(target=self.drain, daemon=True).start(), weak=False)
         worker_shutdown.connect(lambda **_: self.end(), weak=False)
+
+
+    def _begin_here(self) -> None:
+        self.begin()
+        assert self.worker is not None
+        after = self.settings.deaf_after.total_seconds()
+        listening = Listening(
+            self.ear, CeleryBroker(self.settings), self.worker.slots, self.worker.lease,
+            after=after, on_deaf=self._end_deaf,
+        )  # fmt: skip
+        Loop("listen", listening.tick).start()
+
+    def _end_deaf(self) -> None:
+        """Drain, and exit 1 for the supervisor. Not by way of Celery: its consumer may wait for ever."""
+        try:
+            self.end()
+        finally:
+            logging.shutdown()
+            os._exit(DEAF)
 
 
 class EmbeddedWorker:

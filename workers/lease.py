@@ -86,6 +86,10 @@ class Lease:
         """The present identity; None: not registered yet."""
         return self._identity
 
+    def is_renewed(self) -> bool:
+        """Was the lease renewed when it was last due, or soon after?"""
+        return self._identity is not None and time.monotonic() - self._renewed < 3 * self._every
+
     def _register(self) -> None:
         identity = new_identity(self._slots.capacity, self._executors.hosted()[1])
         self._database.run(lambda conn: register(conn, identity, self._seconds))
