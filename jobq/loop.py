@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 
 from jobq.errors import Unavailable
@@ -29,6 +30,8 @@ class Loop:
         self._stopping = False
         self._failures = 0
         self._away = False
+        self.turned = time.monotonic()
+        """When the last tick succeeded."""
         self._thread = threading.Thread(target=self._run, name=f"jobq-{name}", daemon=True)
 
     def start(self) -> None:
@@ -66,7 +69,7 @@ class Loop:
             return self._outage(None)
         if self._failures:
             log.warning("the loop %s goes on", self.name)
-        self._failures, self._away = 0, False
+        self._failures, self._away, self.turned = 0, False, time.monotonic()
         return seconds
 
     def _outage(self, message: str | None) -> float:

@@ -28,6 +28,8 @@ from scheduler.wake import Waker
 log = logging.getLogger(__name__)
 
 _SEEN_EVERY = 5.0
+_STUCK = 30.0
+"""Seconds without a round of promotion, its own or standing by, after which a scheduler does not say that it works."""
 _STOP_WITHIN = 5.0
 _MOMENT = 0.02
 
@@ -103,5 +105,7 @@ class Scheduler:
         return min(seconds, _MOMENT) if self._to_look else seconds
 
     def _say_alive(self) -> float:
+        if time.monotonic() - self._promotion.turned > _STUCK:
+            return _SEEN_EVERY  # it lives, but whoever counts on it would wait in vain
         self._database.run(lambda conn: scheduler_seen(conn, self._id, self._name, version("jobq")))
         return _SEEN_EVERY

@@ -9,8 +9,9 @@ from jobq.store.stale import Walk, collect, look
 
 log = logging.getLogger(__name__)
 
-_STEP = 0.5
-"""Seconds between two steps of a walk: a million ready jobs are walked past within some minutes."""
+_STEP = 1.0
+"""Seconds between two steps of a walk, each of a thousand ready jobs: it is to cost nobody anything."""
+_MORE = 0.1
 _REST = 5.0
 _AT_ONCE = 500
 
@@ -32,4 +33,5 @@ class StaleCollector:
             ended += len(self._database.run(lambda conn, part=part: collect(conn, part)))  # type: ignore[misc]
         if ended:
             log.warning("%d jobs were not started within their stale_after, and end unresolved", ended)
+            return _MORE
         return _REST if self._walk.place is None else _STEP

@@ -120,7 +120,6 @@ class App:
         worker_shutting_down.connect(lambda **_: threading.Thread(target=self.drain, daemon=True).start(), weak=False)
         worker_shutdown.connect(lambda **_: self.end(), weak=False)
 
-
     def _begin_here(self) -> None:
         self.begin()
         assert self.worker is not None

@@ -88,7 +88,9 @@ class Listening:
         """One look; returns the seconds until the next."""
         if self._suspicion.look(*self._ear.state(), self._lying):
             queues, seconds = ", ".join(sorted(self._suspicion.lying)), self._every * LOOKS
-            log.error("this worker is deaf and ends: hints of %s lie at the broker, none came for %g s", queues, seconds)
+            log.error(
+                "this worker is deaf and ends: hints of %s lie at the broker, none came for %g s", queues, seconds
+            )
             self._on_deaf()
         return self._every
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.metadata import entry_points, version
 from statistics import median
@@ -22,6 +22,7 @@ from typing import Literal
 from jobq.cli.configuration import flat, said_by_file
 from jobq.cli.output import ago, count, duration
 from jobq.cli.problems import load
+from jobq.cli.readiness import PROCESSES
 from jobq.cli.service import require_own
 from jobq.errors import JobQError
 from jobq.operations import Queue, Queues, Workers
@@ -66,9 +67,13 @@ class Examination:
         """The queues as they are now."""
         return Queues(self.database, "doctor").list()
 
-    def findings(self, *, only_ready: bool) -> Iterator[Finding]:
-        """What the checks find, in the order in which jobs need the parts."""
-        for part, check, needs_database in _READY if only_ready else _ALL:
+    def findings(self, *, only_ready: bool, process: str | None = None, pid: int | None = None) -> Iterator[Finding]:
+        """What the checks find, in the order in which jobs need the parts.
+
+        ``process``: whether that one is ready, too; see ``jobq.cli.readiness``.
+        """
+        own: list[_Check] = [(process, partial(_process, process=process, pid=pid), True)] if process else []
+        for part, check, needs_database in [*_READY, *own] if only_ready else _ALL:
             if needs_database and not self.usable:
                 yield Finding(part, "skipped", "not looked at: it needs the database and its schema")
                 continue
@@ -83,6 +88,11 @@ class Examination:
             # An application's host needs no broker and no Docker: what is not installed there is not broken.
             state: State = "warning" if error.code == "extra_missing" else "broken"
             yield Finding(part, state, error.message, error.hint or "")
+
+
+def _process(look: Examination, process: str, pid: int | None) -> Iterator[Finding]:
+    for ready, text, advice in PROCESSES[process](look, pid):
+        yield Finding(process, "ok" if ready else "broken", text, advice)
 
 
 def _settings(look: Examination) -> Iterator[Finding]:

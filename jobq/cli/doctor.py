@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from jobq.cli.options import AsJson
 from jobq.cli.output import plain, say, write_json
@@ -15,9 +16,25 @@ from jobq.cli.session import session
 _SIGN = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "broken": ("✗", "bold red"), "skipped": ("-", "dim")}
 
 
+class Process(StrEnum):
+    """What runs for ever, and is asked whether it is ready."""
+
+    worker = "worker"
+    scheduler = "scheduler"
+
+
 def doctor(
     context: typer.Context,
+    process: Annotated[
+        Process | None,
+        Argument(
+            metavar="[worker|scheduler]",
+            show_default=False,
+            help="With --ready: is the one of this machine or container ready, too?",
+        ),
+    ] = None,
     ready: Annotated[bool, Option("--ready", help="Only what a health check asks: database and schema.")] = False,
+    pid: Annotated[int | None, Option(metavar="PID", help="Of which worker or scheduler, if several run here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the installation and say what to do.
@@ -26,8 +43,13 @@ def doctor(
     """
     from jobq.cli.checks import Examination
 
+    if process is not None and not ready:
+        raise typer.BadParameter("it goes with --ready", param_hint=process.value)
+    if pid is not None and process is None:
+        raise typer.BadParameter("it goes with --ready worker or --ready scheduler", param_hint="--pid")
     findings = []
-    for finding in Examination(session(context).settings).findings(only_ready=ready):
+    asked = None if process is None else process.value
+    for finding in Examination(session(context).settings).findings(only_ready=ready, process=asked, pid=pid):
         findings.append(finding)
         if not as_json:
             _tell(finding.state, finding.part, finding.text, finding.advice)

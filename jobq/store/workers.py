@@ -271,7 +271,7 @@ def _lost(row: Any, message: str) -> Change:
 
 
 def scheduler_seen(conn: Connection, scheduler_id: UUID, name: str, version: str) -> None:
-    """A scheduler says that it lives: nothing depends on it but ``jobq doctor`` and ``why``."""
+    """A scheduler says that it does its work: nothing depends on it but ``jobq doctor`` and ``why``."""
     renewed = conn.execute(sa.update(schedulers).where(schedulers.c.id == scheduler_id).values(renewed_at=now()))
     if not renewed.rowcount:
         conn.execute(
@@ -284,6 +284,11 @@ def scheduler_seen(conn: Connection, scheduler_id: UUID, name: str, version: str
 def live_schedulers(conn: Connection, within: float = 15.0) -> list[Row[Any]]:
     """The schedulers that were seen within so many seconds."""
     return list(conn.execute(sa.select(schedulers).where(schedulers.c.renewed_at > later(-within))))
+
+
+def known_schedulers(conn: Connection) -> list[Row[Any]]:
+    """All that were seen within the last hour or so, those that ended, too."""
+    return list(conn.execute(sa.select(schedulers)))
 
 
 def database_now(conn: Connection) -> datetime:

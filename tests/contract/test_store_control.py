@@ -7,7 +7,7 @@ import pytest
 
 from jobq.errors import Conflict, NotFound
 from jobq.states import Desired, Trigger
-from jobq.store import control, promote
+from jobq.store import control, promote, workers
 from jobq.store.jobs import new_id
 from tests.stores import QUEUE, Store, ahead, failed, wanted
 
@@ -45,6 +45,27 @@ def test_a_waiting_job_is_canceled_at_once_and_the_event_says_by_whom(store: Sto
         assert (store.state(job_id), store.job(job_id).message) == ("CANCELED·by_user", "canceled by bob")
         assert events(store, f"job:{job_id}") == [("cancel", "bob", None)]
     assert store.row(scheduled).due_at is None
+
+
+def test_a_job_can_be_ended_under_its_worker_whose_report_is_then_refused(store: Store, worker: UUID) -> None:
+    job = store.running_one(worker)
+    store.do(control.end, None, job.id, "bob")
+    found = store.job(job.id)
+    assert (store.state(job.id), found.error_class) == ("CANCELED·by_user", "forced")
+    assert "ended by bob under its worker, whose work may have gone on" in found.message
+    assert events(store, f"job:{job.id}") == [("cancel", "bob", {"forced": True})]
+    (kept,) = store.attempts(job.id)
+    assert (kept.outcome, kept.worker_id, kept.charged) == ("CANCELED", worker, False)
+    assert store.end(worker, job) == set(), "the owner is fenced"
+    assert job.id not in store.do(workers.renew, worker, 30.0, None).running
+    with pytest.raises(Conflict, match="has ended as CANCELED"):
+        store.do(control.end, None, job.id, "bob")
+
+
+def test_ending_a_job_that_waits_is_canceling_it(store: Store, worker: UUID) -> None:
+    job_id = store.enqueue_one()
+    store.do(control.end, None, job_id, "bob")
+    assert (store.state(job_id), store.attempts(job_id)) == ("CANCELED·by_user", [])
 
 
 def test_a_paused_job_can_be_canceled(store: Store) -> None:

@@ -701,3 +701,29 @@ def test_a_requeue_of_a_canceled_fan_out_is_a_cancellation(store: FanOuts, worke
     store.record(worker, not_now(child))
     store.settle()
     assert store.states([child.id, sync.id]) == ["CANCELED·parent_canceled", "CANCELED·by_user"]
+
+
+def test_a_sync_that_is_ended_by_force_ends_with_its_running_children(store: FanOuts) -> None:
+    worker = store.worker(SLOTS)
+    sync = store.fanned_out(worker, keys(4))
+    store.promote()
+    (running, *_) = store.claim_waiting(worker, 1, "replication")
+    store.do(control.end, None, sync.id, "ann")
+    store.settle()
+    assert store.state(sync.id) == "CANCELED·by_user"
+    assert store.state(running.id) == "CANCELED·parent_canceled"
+    assert store.child_states(sync) == {"CANCELED·parent_canceled": 4}
+    assert store.write(worker, running) == set(), "its worker is fenced"
+
+
+def test_a_sync_that_reads_is_ended_under_its_worker(store: FanOuts) -> None:
+    worker = store.worker(SLOTS)
+    bare, sync = store.sync(worker, domain="a"), store.sync(worker, domain="b")
+    store.added(sync, keys(2))
+    for each in (bare, sync):
+        store.do(control.end, None, each.id, "ann")
+    store.settle()
+    assert store.states([bare.id, sync.id]) == ["CANCELED·by_user"] * 2
+    assert store.add_batch(sync, keys(9)) is None
+    assert store.park(sync) == set()
+    assert [len(store.attempts(each.id)) for each in (bare, sync)] == [1, 1]

@@ -249,6 +249,7 @@ def test_the_collector_goes_on_where_it_was_and_rests_at_the_end(store: Store, m
     monkeypatch.setattr(stale.look, "__defaults__", (2,))
     ids = [waiting(store) for _ in range(3)]
     collector = StaleCollector(store.database)
+    assert collector.tick() < 1, "where some were, more may be"
     assert collector.tick() < 1
     assert collector.tick() > 1
     assert set(store.states(ids)) == {STALE}

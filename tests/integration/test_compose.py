@@ -90,6 +90,13 @@ def test_what_runs_for_ever_is_watched_and_started_again(compose: dict[str, Any]
     assert compose[name]["stop_grace_period"]
 
 
+def test_each_process_is_asked_whether_it_is_ready_itself(compose: dict[str, Any]) -> None:
+    for name, process in [("scheduler", "scheduler"), *((pool, "worker") for pool in POOLS)]:
+        check = compose[name]["healthcheck"]
+        assert check["test"] == ["CMD", "jobq", "doctor", "--ready", process]
+        assert check["retries"] == 3
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_all_of_us_share_one_database_and_one_broker(compose: dict[str, Any], name: str) -> None:
     environment = compose[name]["environment"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -36,9 +35,7 @@ def running(fleet: Fleet) -> bool:
     return bool(fleet.ask("SELECT 1 FROM jobq_jobs WHERE status = 'RUNNING'"))
 
 
-def test_a_deaf_worker_ends_in_good_order_for_its_supervisor_and_the_next_one_hears(
-    fleet: Fleet, proxy: Proxy
-) -> None:
+def test_a_deaf_worker_ends_in_good_order_for_its_supervisor_and_the_next_one_hears(fleet: Fleet, proxy: Proxy) -> None:
     fleet.scheduler()
     worker = fleet.worker("nap:4")
     accepted = fleet.jobq.enqueue_many([{"kind": "NAP", "spec": {"seconds": 2 * DEAF_AFTER}}])
@@ -64,6 +61,7 @@ def test_a_deaf_worker_ends_in_good_order_for_its_supervisor_and_the_next_one_he
     assert again.poll() is None
 
 
+@pytest.mark.chaos
 def test_a_worker_that_hears_lives_while_it_is_idle_full_or_without_a_broker(
     fleet: Fleet, proxy: Proxy, redis_server: Redis
 ) -> None:
