@@ -11,7 +11,7 @@ from jobq.errors import Conflict
 from jobq.models import Outcome
 from jobq.retry import OF_CHILDREN
 from jobq.states import Trigger
-from jobq.store import settle, targets, workers
+from jobq.store import control, settle, targets, workers
 from jobq.store.claim import MAX_REQUEUES
 from jobq.store.database import instant_text
 from jobq.store.jobs import get_data

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobq.broker import CeleryBroker, Hint
-from jobq.store.jobs import new_id
+from jobq.broker import CeleryBroker
 from tests.fleet import Fleet
 from tests.proxy import Proxy
 from tests.services import Redis, wait_until
@@ -59,26 +58,3 @@ def test_a_deaf_worker_ends_in_good_order_for_its_supervisor_and_the_next_one_he
     fleet.check_ledger(set(accepted))
     assert fleet.ends() == {"COMPLETED·succeeded": 26}
     assert again.poll() is None
-
-
-@pytest.mark.chaos
-def test_a_worker_that_hears_lives_while_it_is_idle_full_or_without_a_broker(
-    fleet: Fleet, proxy: Proxy, redis_server: Redis
-) -> None:
-    fleet.scheduler()
-    idle, full = fleet.worker("quiet:4"), fleet.worker("nap:1")
-    fleet.jobq.enqueue_many([{"kind": "NAP", "spec": {"seconds": 2 * DEAF_AFTER}}])
-    wait_until(lambda: running(fleet), timeout=20, what="the only slot to be taken")
-    broker = CeleryBroker(fleet.jobq.settings)
-    # More hints than the worker's threads take in hand: some lie there as long as it is full.
-    broker.publish([Hint("nap", [new_id()]) for _ in range(8)])
-    assert broker.depth("nap") > 0
-    broker.close()
-    fleet.wait_until_done(30)
-    redis_server.stop()
-    fleet.jobq.enqueue_many([{"kind": "NAP", "spec": {"seconds": 1.5 * DEAF_AFTER}}])
-    fleet.wait_until_done(40)
-    redis_server.start()
-    fleet.jobq.enqueue_many([{"kind": "NAP"}] * 3)
-    fleet.wait_until_done(30)
-    assert (idle.poll(), full.poll()) == (None, None), fleet.logs()
