@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -122,8 +122,12 @@ class Context:
     """For ``recover``: what the last ``save`` of the previous owner of this attempt left."""
     save: Callable[[dict[str, Any]], None] = lambda _: None
     """Keep a small JSON document (a position in a log) with the job, within a second or so."""
+    at_once: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What is logged and saved inside ``with ctx.at_once():`` is stored together, or not at all. Do not wait inside."""
     save_artifact: Callable[[str, bytes], None] = lambda _name, _content: None
     """Keep a file of the job's output: its path below the output folder, and what is in it."""
+    afterwards: list[Callable[[], Awaitable[None]]] | None = None
+    """For built-in kinds: what is done once the outcome is recorded. None: nobody will, do it before the outcome."""
     steps: list[Step] = field(default_factory=list)
     stop: Stop | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
@@ -73,19 +74,19 @@ class Fleet:
         self.processes.append(process)
         return process
 
-    def scheduler(self) -> subprocess.Popen[bytes]:
-        """Another scheduler."""
-        return self.start(str(JOBQ), "scheduler")
+    def scheduler(self, *place: str) -> subprocess.Popen[bytes]:
+        """Another scheduler; ``place``: the beginning of a command that puts it on another machine."""
+        return self.start(*place, str(JOBQ), "scheduler")
 
     def worker_command(self, queues: str) -> list[str]:
         """What starts a worker."""
         program = [str(JOBQ)] if self.acks is None else [sys.executable, "-m", "tests.acks", self.acks]
         return [*program, "worker", "-Q", queues]
 
-    def worker(self, queues: str = "nap:50") -> subprocess.Popen[bytes]:
+    def worker(self, queues: str = "nap:50", place: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Another worker, once it is registered."""
         before = {worker.id for worker in self.jobq.workers.list()}
-        process = self.start(*self.worker_command(queues))
+        process = self.start(*place, *self.worker_command(queues))
         wait_until(
             lambda: {worker.id for worker in self.jobq.workers.list()} - before or process.poll() is not None,
             timeout=60,

@@ -1,17 +1,19 @@
 """What running jobs have to tell before they end: log lines, checkpoints, the start of their execution.
 
-Collected in memory and written a few times a second, for all jobs in one transaction.
+Collected in memory and written a few times a second, for all jobs in one transaction. It is written only for attempts
+that still are this worker's: whoever takes one over goes on exactly behind what is stored.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from jobq.store import artifacts
-from jobq.store.claim import Claimed, mark_executing, save_checkpoints
+from jobq.store.claim import Claimed, Held, lock_held, mark_executing, save_checkpoints
 from jobq.store.database import Connection, Database
 from jobq.store.logs import append, drop, next_line, size
 from workers.joblog import Flushed, JobLog
@@ -20,143 +22,166 @@ from workers.redaction import Redaction
 _EVERY = 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Lines of one attempt, and the checkpoint that stands behind exactly these: stored together or not at all."""
+
+    flushed: Flushed
+    note: dict[str, Any] | None
+
+
 class Journal:
     """The logs and notes of this worker's running jobs. Jobs that log nothing cost nothing."""
 
     def __init__(self, database: Database, max_log_bytes: int) -> None:
         self._database = database
         self._max = max_log_bytes
-        self._lock = threading.Lock()
-        self._logs: dict[UUID, JobLog] = {}
-        self._unwritten: dict[UUID, Flushed] = {}
-        self._artifacts: dict[UUID, tuple[int, dict[str, bytes]]] = {}
-        self._executing: list[tuple[UUID, UUID, int]] = []
-        self._checkpoints: dict[UUID, tuple[int, dict[str, Any]]] = {}
+        self._lock = threading.RLock()
+        self._logs: dict[Held, JobLog] = {}
+        self._unwritten: dict[Held, _Part] = {}
+        self._artifacts: dict[Held, dict[str, bytes]] = {}
+        self._executing: list[Held] = []
+        self._checkpoints: dict[Held, dict[str, Any]] = {}
 
-    def open(self, job: Claimed) -> Callable[[str | bytes, str], None]:
-        """The log of an attempt, as a function that takes output."""
+    def open(self, held: Held, job: Claimed, *, resumed: bool = False) -> Callable[[str | bytes, str], None]:
+        """The log of an attempt, as a function that takes output.
+
+        ``resumed``: it goes on behind the lines of its former owner. Raises Unavailable then, here and not later.
+        """
+        if resumed:
+            with self._lock:
+                self._logs[held] = self._begin_behind(job)
 
         def write(output: str | bytes, stream: str) -> None:
             with self._lock:
-                log = self._logs.get(job.id)
-                if log is None:
-                    log = self._logs[job.id] = self._begin(job)
-                log.write(output, stream)
+                self._log_of(held, job).write(output, stream)
 
         return write
+
+    def at_once(self) -> AbstractContextManager[Any]:
+        """What is logged and kept inside is stored together: a position, and the lines that it stands behind."""
+        return self._lock
+
+    def _log_of(self, held: Held, job: Claimed) -> JobLog:
+        log = self._logs.get(held)
+        if log is None:
+            log = self._logs[held] = self._begin(job)
+        return log
 
     def _begin(self, job: Claimed) -> JobLog:
         if job.attempt == 1 and job.checkpoint is None:
             return JobLog(job.id, job.attempt, self._max)
-        with self._database.read() as conn:  # a later attempt goes on behind the lines of the earlier ones
+        return self._begin_behind(job)
+
+    def _begin_behind(self, job: Claimed) -> JobLog:
+        with self._database.read() as conn:
             left = max(self._max - size(conn, job.id), self._max // 8)
             return JobLog(job.id, job.attempt, left, next_line(conn, job.id))
 
-    def redact(self, job: Claimed, redaction: Redaction) -> None:
+    def redact(self, held: Held, job: Claimed, redaction: Redaction) -> None:
         """From now on secrets appear as asterisks in the job's log."""
         with self._lock:
-            log = self._logs.get(job.id)
-            if log is None:
-                log = self._logs[job.id] = self._begin(job)
-            log.redaction = redaction
+            self._log_of(held, job).redaction = redaction
 
-    def artifact(self, job: Claimed, name: str, content: bytes) -> None:
+    def artifact(self, held: Held, name: str, content: bytes) -> None:
         """Keep a file with the job: written together with the job's outcome."""
         with self._lock:
-            self._artifacts.setdefault(job.id, (job.attempt, {}))[1][name] = content
+            self._artifacts.setdefault(held, {})[name] = content
 
-    def executing(self, worker_id: UUID, job: Claimed) -> None:
+    def executing(self, held: Held) -> None:
         """The job's preparation is over."""
         with self._lock:
-            self._executing.append((worker_id, job.id, job.attempt))
+            self._executing.append(held)
 
-    def checkpoint(self, job: Claimed, document: dict[str, Any]) -> None:
+    def checkpoint(self, held: Held, document: dict[str, Any]) -> None:
         """Keep this with the job, for whoever recovers it."""
         with self._lock:
-            self._checkpoints[job.id] = (job.attempt, document)
+            self._checkpoints[held] = document
 
-    def discard(self, job_id: UUID) -> None:
-        """The job is somebody else's: what was not written is his to tell, from the last checkpoint on."""
+    def discard(self, held: Held) -> None:
+        """The attempt is somebody else's: what was not written is his to tell, from the last checkpoint on."""
         with self._lock:
             for notes in (self._logs, self._unwritten, self._checkpoints, self._artifacts):
-                notes.pop(job_id, None)
+                notes.pop(held, None)
 
     def tick(self) -> float:
         """Write what has come; returns the seconds until the next time."""
         with self._lock:
-            held_back = set(self._unwritten)  # a position must not be stored before the lines that it stands behind
-            parts = self._gather(list(self._logs), final=False)
+            parts = self._gather({*self._logs, *self._checkpoints, *self._unwritten})
             executing, self._executing = self._executing, []
-            checkpoints = {job: note for job, note in self._checkpoints.items() if job not in held_back}
-            self._checkpoints = {job: note for job, note in self._checkpoints.items() if job in held_back}
-        if not (parts or executing or checkpoints):
+        if not (parts or executing):
             return _EVERY
+        done: set[Held] = set()
         try:
-            self._database.run(lambda conn: _write_notes(conn, parts, executing, checkpoints))
-        except BaseException:
+            done = self._database.run(lambda conn: _write_notes(conn, parts, executing))
+        finally:
             with self._lock:
-                self._executing = executing + self._executing
-                self._checkpoints = checkpoints | self._checkpoints
-            raise
-        self._written(parts)
+                self._executing = [held for held in executing if held not in done] + self._executing
+        self._written({held: part for held, part in parts.items() if held in done})
         return _EVERY
 
-    def _gather(self, ids: Sequence[UUID], *, final: bool) -> dict[UUID, Flushed]:
-        """What is to be written now. Kept until it is: an unwritten part holds back all but the final one."""
-        for job_id in ids:
-            log, before = self._logs.get(job_id), self._unwritten.get(job_id)
-            if log is None or (before is not None and not final):
-                continue
-            part = log.close() if final else log.flush()
-            if before is not None:
-                part = Flushed(before.chunks + part.chunks, before.drop + part.drop)
-            if part.chunks:
-                self._unwritten[job_id] = part
-        return {job_id: self._unwritten[job_id] for job_id in ids if job_id in self._unwritten}
+    def _gather(self, wanted: Iterable[Held]) -> dict[Held, _Part]:
+        """What is to be written now, kept until it is; what comes meanwhile waits behind it."""
+        for held in wanted:
+            if held not in self._unwritten:
+                log = self._logs.get(held)
+                part = _Part(log.flush() if log else Flushed([], []), self._checkpoints.pop(held, None))
+                if part.flushed.chunks or part.note is not None:
+                    self._unwritten[held] = part
+        return {held: self._unwritten[held] for held in wanted if held in self._unwritten}
 
-    def _written(self, parts: dict[UUID, Flushed]) -> None:
+    def _gather_rest(self, wanted: Iterable[Held]) -> dict[Held, Flushed]:
+        """All that is left of these logs; their positions matter no more."""
+        rest = {}
+        for held in wanted:
+            part, log = self._unwritten.pop(held, _Part(Flushed([], []), None)), self._logs.get(held)
+            last = log.close() if log else Flushed([], [])
+            flushed = Flushed(part.flushed.chunks + last.chunks, part.flushed.drop + last.drop)
+            if flushed.chunks:
+                rest[held] = flushed
+                self._unwritten[held] = _Part(flushed, None)  # for the next try, if the transaction fails
+        return rest
+
+    def _written(self, parts: dict[Held, _Part]) -> None:
         with self._lock:
-            for job_id, part in parts.items():
-                if self._unwritten.get(job_id) is part:
-                    del self._unwritten[job_id]
+            for held, part in parts.items():
+                if self._unwritten.get(held) is part:
+                    del self._unwritten[held]
 
-    def write(self, conn: Connection, ids: Sequence[UUID]) -> Callable[[], None]:
+    def write(self, conn: Connection, held: Sequence[Held]) -> Callable[[], None]:
         """Write the rest of these jobs' logs, and their artifacts, in the transaction that records their outcomes."""
-        if not self._logs and not self._artifacts:
+        if not self._logs and not self._artifacts and not self._unwritten:
             return _nothing
         with self._lock:
-            parts = self._gather(ids, final=True)
-            files = {job_id: self._artifacts[job_id] for job_id in ids if job_id in self._artifacts}
-        _store(conn, parts)
-        for job_id, (attempt, contents) in files.items():
+            rest = self._gather_rest(held)
+            files = {one: self._artifacts[one] for one in held if one in self._artifacts}
+        _store(conn, rest)
+        for (job_id, attempt, _), contents in files.items():
             artifacts.put(conn, job_id, attempt, contents)
 
         def forget() -> None:
-            self._written(parts)
-            with self._lock:
-                for job_id in ids:
-                    self._logs.pop(job_id, None)
-                    self._artifacts.pop(job_id, None)
+            for one in held:
+                self.discard(one)
 
         return forget
 
 
-def _write_notes(
-    conn: Connection,
-    parts: dict[UUID, Flushed],
-    executing: list[tuple[UUID, UUID, int]],
-    checkpoints: dict[UUID, tuple[int, dict[str, Any]]],
-) -> None:
-    _store(conn, parts)
-    save_checkpoints(conn, checkpoints)
-    for owner in {owner for owner, _, _ in executing}:
-        mark_executing(conn, owner, [(job_id, attempt) for its, job_id, attempt in executing if its == owner])
+def _write_notes(conn: Connection, parts: dict[Held, _Part], executing: list[Held]) -> set[Held]:
+    """Write what is told of attempts that are ours; returns those that are done with, written or not ours any more."""
+    ours, others = lock_held(conn, {*parts, *executing})
+    _store(conn, {held: part.flushed for held, part in parts.items() if held in ours})
+    notes = {held.job_id: part.note for held, part in parts.items() if held in ours and part.note is not None}
+    save_checkpoints(conn, notes)
+    begun = [held for held in executing if held in ours]
+    for owner in {held.worker_id for held in begun}:
+        mark_executing(conn, owner, [(held.job_id, held.attempt) for held in begun if held.worker_id == owner])
+    return ours | others
 
 
-def _store(conn: Connection, flushed: dict[UUID, Flushed]) -> None:
-    for job_id, part in flushed.items():
+def _store(conn: Connection, flushed: dict[Held, Flushed]) -> None:
+    for held, part in flushed.items():
         if part.drop:
-            drop(conn, job_id, part.drop)
+            drop(conn, held.job_id, part.drop)
     append(conn, [chunk for part in flushed.values() for chunk in part.chunks])
 
 

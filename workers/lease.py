@@ -24,7 +24,7 @@ from jobq.errors import Unavailable
 from jobq.plugins import Stop
 from jobq.settings import Settings
 from jobq.states import Desired
-from jobq.store.claim import Claimant
+from jobq.store.claim import Claimant, Held
 from jobq.store.database import Database
 from jobq.store.workers import (
     Identity,
@@ -35,12 +35,13 @@ from jobq.store.workers import (
     register,
     release_unheld,
     renew,
+    resume,
     set_draining,
     sign_off,
 )
 from workers.executors import Executors
 from workers.identity import new_identity, process_start
-from workers.runner import Key, Runner, Running
+from workers.runner import Runner, Running
 from workers.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -115,10 +116,10 @@ class Lease:
         self._look_around(identity, host)
         return max(self._every - (time.monotonic() - began), 0.1)
 
-    def _snapshot(self) -> dict[Key, Running]:
+    def _snapshot(self) -> dict[Held, Running]:
         return dict(self.runner.running) if self.runner else {}
 
-    def _obey(self, renewal: Renewal, before: dict[Key, Running], identity: Identity) -> None:
+    def _obey(self, renewal: Renewal, before: dict[Held, Running], identity: Identity) -> None:
         """Bring what runs here in line with what the database says.
 
         Only attempts that were here before it was asked can be missing from its answer. What began under a former
@@ -138,13 +139,22 @@ class Lease:
             self.on_drain()
 
     def _give_back(self, renewal: Renewal, identity: Identity) -> None:
-        """What is listed twice in a row and does not run here. A drain leaves work behind that others take over."""
+        """What is listed twice in a row and does not run here. A drain leaves work behind that others take over.
+
+        What lives on this host is begun, or gone on with, here: the reply to its claim or adoption was lost.
+        """
+        assert self.runner is not None
         held = {job: attempt for job, attempt, owner in sorted(self._snapshot()) if owner == identity.id}
         unheld = {job: attempt for job, (attempt, _) in renewal.running.items() if held.get(job) != attempt}
         again = [job for job, attempt in unheld.items() if self._unheld.get(job) == attempt]
         self._unheld = unheld
-        if again and not self._drain_begun:
-            self._database.run(lambda conn: release_unheld(conn, identity.id, held, again))
+        if not again or self._drain_begun:
+            return
+        if (host := self._executors.hosted()[1]) is not None:
+            found = self._database.run(lambda conn: resume(conn, identity.id, host, again))
+            self.runner.begin(found, identity.id, recovered=True)
+            again = [job for job in again if job not in {one.id for one in found}]
+        self._database.run(lambda conn: release_unheld(conn, identity.id, held, again))
 
     # --- fencing -------------------------------------------------------------------------------------------
 
@@ -187,7 +197,9 @@ class Lease:
         if gone and identity.boot_id:
             log.warning("%d workers of this machine are gone", len(gone))
             self._database.run(lambda conn: declare_dead(conn, gone))
-        if host is not None and not self._drain_begun and self.runner is not None:
+        # What this worker itself let go under an earlier identity must have left: it may know how a job ended.
+        leaving = any(one.outlives and one.owner != identity.id for one in self._snapshot().values())
+        if host is not None and not self._drain_begun and not leaving and self.runner is not None:
             adopted = self._database.run(lambda conn: adopt(conn, identity.id, host, _ADOPT))
             if adopted:
                 log.info("%d jobs of dead workers are taken over on this host", len(adopted))

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from jobq.errors import Unavailable
 from jobq.models import Outcome
-from jobq.store.claim import Report, record
+from jobq.store.claim import Held, Report, record
 from jobq.store.database import Connection, Database, Refusal
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,11 @@ _BATCH = 1000
 class Writer(Protocol):
     """Who else writes in the recording transaction: the journal, with the rest of the logs."""
 
-    def write(self, conn: Connection, ids: Sequence[UUID]) -> Callable[[], None]:
+    def write(self, conn: Connection, held: Sequence[Held]) -> Callable[[], None]:
         """Write what is left of these jobs' logs; the result is called after the commit."""
+
+    def discard(self, held: Held) -> None:
+        """Nothing of this attempt is written any more."""
 
 
 class Recorder:
@@ -95,17 +98,21 @@ class Recorder:
     def _write(self, owner: UUID, reports: list[Report]) -> None:
         def work(conn: Connection) -> tuple[set[UUID], Callable[[], None]]:
             written = record(conn, owner, reports)
-            return written, self._journal.write(conn, [report.id for report in reports])
+            ours = [Held(report.id, report.attempt, owner) for report in reports if report.id in written]
+            return written, self._journal.write(conn, ours)
 
         written, after = self._database.run(work)
         after()
         self.written["recorded"] += len(written)
         if len(written) < len(reports):
-            refused = [str(report.id) for report in reports if report.id not in written]
+            refused = [report for report in reports if report.id not in written]
             self.written["refused"] += len(refused)
+            for report in refused:
+                self._journal.discard(Held(report.id, report.attempt, owner))
             log.warning(
-                "%d outcomes were refused, their jobs have another owner or an end: %s", len(refused), refused[:5]
-            )
+                "%d outcomes were refused, their jobs have another owner or an end: %s",
+                len(refused), [str(report.id) for report in refused[:5]],
+            )  # fmt: skip
 
     def _halve(self, owner: UUID, reports: list[Report], error: Exception) -> None:
         if len(reports) > 1:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 import traceback
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,7 +24,7 @@ from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound, Unavai
 from jobq.models import Outcome
 from jobq.plugins import Context, JobRef, Stop
 from jobq.retry import RetryPolicy, stored_policy
-from jobq.store.claim import Claimant, Claimed, Report, claim, claim_waiting
+from jobq.store.claim import Claimant, Claimed, Held, Report, claim, claim_waiting
 from jobq.store.database import Database
 from jobq.store.fanout import QUEUE as CHILDREN
 from jobq.validation import parse
@@ -39,10 +41,6 @@ HINT_WAIT = 20.0
 """Seconds that a hint waits for free slots; then its jobs stay QUEUED and are claimed without it."""
 _BACKSTOP = 5.0
 """Seconds by which the worker's own timeout is later than that of an executor that watches the time itself."""
-
-
-Key = tuple[UUID, int, UUID]
-"""Job, attempt, and the identity under which it was claimed or adopted."""
 
 
 @dataclass(slots=True)
@@ -64,9 +62,9 @@ class Running:
     began: float = field(default_factory=time.monotonic)
 
     @property
-    def key(self) -> Key:
+    def key(self) -> Held:
         """What tells it apart from every other attempt, also of the same job: the fence of its writes."""
-        return self.job.id, self.job.attempt, self.owner
+        return Held(self.job.id, self.job.attempt, self.owner)
 
 
 class Runner:
@@ -86,8 +84,11 @@ class Runner:
         self._database, self._slots, self._executors = database, slots, executors
         self._journal, self._recorder, self._claimant = journal, recorder, claimant
         self._loop, self._keyring = executors.loop, keyring
-        self.running: dict[Key, Running] = {}
+        self.running: dict[Held, Running] = {}
         """A job may be here twice for a moment: its next attempt begins before this one is forgotten."""
+        self.clearing: set[Future[None]] = set()
+        """Recorded jobs that are still being cleared up."""
+        self._beginning = threading.Lock()
         self.last_hint: dict[str, float] = {}
         self.overflowed: set[str] = set()
         """Queues with promoted jobs that had no room here: claimed without a hint as soon as there is."""
@@ -113,39 +114,46 @@ class Runner:
 
     def _claim(self, queue: str, taken: int, work: Callable[[Any, Claimant], list[Claimed]]) -> int:
         jobs: list[Claimed] = []
+        begun = 0
         try:
             by = self._claimant()
             # With the payloads of children it is two.
             jobs = self._database.run(lambda conn: work(conn, by), one_statement=queue != CHILDREN)
-            self.begin(jobs, by.worker_id)
+            begun = self.begin(jobs, by.worker_id)
         except Unavailable as error:
             log.debug("not claimed: %s", error)
         finally:
-            self._slots.give(queue, taken - len(jobs))
+            self._slots.give(queue, taken - begun)
         return len(jobs)
 
     # --- execute -------------------------------------------------------------------------------------------
 
-    def begin(self, jobs: Iterable[Claimed], owner: UUID, *, recovered: bool = False) -> None:
-        """Start claimed (or adopted) jobs on the event loop. From any thread."""
-        started = [self._prepare(job, owner, recovered=recovered) for job in jobs]
-        if started:
+    def begin(self, jobs: Iterable[Claimed], owner: UUID, *, recovered: bool = False) -> int:
+        """Start claimed (or adopted) jobs on the event loop, each once; returns how many. From any thread."""
+        with self._beginning:
+            # The lease resumes a claim whose reply is long overdue: it may come all the same.
+            new = [job for job in jobs if Held(job.id, job.attempt, owner) not in self.running]
+            started = [self._prepare(job, owner, recovered=recovered) for job in new]
             self.running.update((running.key, running) for running in started)
+        if started:
             self._loop.call_soon_threadsafe(self._start, started)
+        return len(started)
 
     def _prepare(self, job: Claimed, owner: UUID, *, recovered: bool) -> Running:
         ref = JobRef(
             job.id, job.attempt, job.tenant, job.kind, job.name, job.queue, job.trigger, job.timeout,
             job.scheduled_at, job.workflow_id, job.parent_id, job.state, job.retry_of, owner, job.payload,
         )  # fmt: skip
-        journal = self._journal
+        journal, held = self._journal, Held(job.id, job.attempt, owner)
         ctx = Context(
             ref,
-            write_log=journal.open(job),
-            on_executing=lambda: journal.executing(owner, job),
+            write_log=journal.open(held, job, resumed=recovered),
+            on_executing=lambda: journal.executing(held),
             checkpoint=job.checkpoint or {},
-            save=lambda document: journal.checkpoint(job, document),
-            save_artifact=lambda name, content: journal.artifact(job, name, content),
+            save=lambda document: journal.checkpoint(held, document),
+            at_once=journal.at_once,
+            save_artifact=lambda name, content: journal.artifact(held, name, content),
+            afterwards=[],
         )
         return Running(job, owner, ctx, stored_policy(job.kind, job.retry), recovered=recovered)
 
@@ -160,8 +168,10 @@ class Runner:
         job, stop = running.job, running.ctx.stop
         drained = stop is Stop.DRAIN and outcome.error_class == "stopped"
         if stop is Stop.FENCED or (drained and running.outlives):
-            self._journal.discard(job.id)  # another worker owns it, or will take it over where it lives
+            self._journal.discard(running.key)  # another worker owns it, or will take it over where it lives
             self.forget([running])
+            if stop is Stop.FENCED:
+                await self._clear_up(running)
             return
         self._recorder.put(
             running.owner,
@@ -208,7 +218,7 @@ class Runner:
         ctx = running.ctx
         ctx.secrets = await asyncio.to_thread(self._keyring.read, running.job.tenant, names)
         running.redaction = Redaction(ctx.secrets.values())
-        self._journal.redact(running.job, running.redaction)
+        self._journal.redact(running.key, running.job, running.redaction)
 
     async def _with_deadline(self, running: Running, work: Awaitable[Outcome], grace: float) -> Outcome:
         timer = self._loop.call_later((running.job.timeout or 0.0) + grace, self._expire, running)
@@ -243,8 +253,20 @@ class Runner:
 
     def recorded(self, owner: UUID, reports: Sequence[Report]) -> None:
         """The outcomes are committed (or were refused): their slots are free."""
-        found = (self.running.get((report.id, report.attempt, owner)) for report in reports)
-        self.forget([running for running in found if running is not None])
+        found = (self.running.get(Held(report.id, report.attempt, owner)) for report in reports)
+        ended = [running for running in found if running is not None]
+        for running in ended:
+            if running.ctx.afterwards:
+                clearing = asyncio.run_coroutine_threadsafe(self._clear_up(running), self._loop)
+                self.clearing.add(clearing)
+                clearing.add_done_callback(self.clearing.discard)
+        self.forget(ended)
+
+    @staticmethod
+    async def _clear_up(running: Running) -> None:
+        """What had to wait until nobody needs it any more to tell how the job ended."""
+        for work in running.ctx.afterwards or ():
+            await work()
 
     def forget(self, ended: Iterable[Running]) -> None:
         """These jobs hold no slot here any more."""

@@ -175,7 +175,7 @@ class Worker:
 
     def _wait_until_idle(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
-        while self.runner.running and time.monotonic() < ends:
+        while (self.runner.running or self.runner.clearing) and time.monotonic() < ends:
             time.sleep(0.02)
 
     def _end(self) -> None:

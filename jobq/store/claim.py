@@ -7,11 +7,11 @@ worker is told which jobs it lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -330,9 +330,43 @@ def _executing(dialect: str) -> Any:
     )
 
 
-def save_checkpoints(conn: Connection, checkpoints: Mapping[UUID, tuple[int, dict[str, Any]]]) -> None:
-    """Keep a small document with each of these jobs, for whoever recovers the attempt."""
-    rows = [{"job_id": job_id, "checkpoint": document} for job_id, (_, document) in sorted(checkpoints.items())]
+class Held(NamedTuple):
+    """An attempt as one worker holds it: under the identity with which it was claimed or adopted."""
+
+    job_id: UUID
+    attempt: int
+    worker_id: UUID
+
+
+def lock_held(conn: Connection, held: Collection[Held]) -> tuple[set[Held], set[Held]]:
+    """Which of these attempts still are those workers', and which are not (any more).
+
+    The first are locked: nobody takes them over until the transaction ends. In neither are those that somebody else
+    has locked at the moment: it is never waited for. For what a worker writes of a job beside its outcome: one that
+    was frozen, and wakes when another has taken its container over, would else write into the other's log.
+    """
+    dialect = conn.dialect.name
+    found = _held(dialect)
+    ids = {"ids": id_list(dialect, {one.job_id for one in held})}
+    locked = {Held(*row) for row in conn.execute(found.with_for_update(key_share=True, skip_locked=True), ids)}
+    ours, others = locked & set(held), set(held) - locked
+    if others:
+        others -= {Held(*row) for row in conn.execute(found, ids)}
+    return ours, others
+
+
+@cache
+def _held(dialect: str) -> Any:
+    return (
+        sa.select(jobs.c.id, jobs.c.attempt, jobs.c.worker_id)
+        .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.worker_id.is_not(None))
+        .order_by(jobs.c.id)
+    )
+
+
+def save_checkpoints(conn: Connection, checkpoints: Mapping[UUID, dict[str, Any]]) -> None:
+    """Keep a small document with each of these jobs, for whoever recovers the attempt; see ``lock_held``."""
+    rows = [{"job_id": job_id, "checkpoint": document} for job_id, document in sorted(checkpoints.items())]
     if rows:
         conn.execute(_save(conn.dialect.name), {"notes": rows_json(rows)})
 

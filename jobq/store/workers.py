@@ -194,6 +194,16 @@ def adopt(conn: Connection, worker_id: UUID, host: str, limit: int) -> list[Clai
     return with_data(conn, rows)
 
 
+def resume(conn: Connection, worker_id: UUID, host: str, ids: Sequence[UUID]) -> list[Claimed]:
+    """Those of these jobs that this worker owns, and whose work lives (or was to begin) on this host.
+
+    For what it does not hold because the reply to its claim, or to its adoption, was lost.
+    """
+    dialect = conn.dialect.name
+    mine = (is_one_of(dialect, jobs.c.id, "ids"), jobs.c.worker_id == worker_id, jobs.c.host == host)
+    return with_data(conn, conn.execute(sa.select(*_LEFT).where(*mine), {"ids": id_list(dialect, ids)}).all())
+
+
 def release_lost(conn: Connection, *, reattach_grace: float, limit: int = 500) -> int:
     """End or retry the running jobs of dead workers; returns how many.
 

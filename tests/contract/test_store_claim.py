@@ -162,7 +162,7 @@ def test_prepared_work_is_executing_only_for_its_owner(store: Store, worker: UUI
 
 def test_what_an_attempt_saved_comes_with_the_next_claim(store: Store, worker: UUID) -> None:
     job = store.running_one(worker)
-    store.do(claims.save_checkpoints, {job.id: (1, {"position": 42, "at": "é"})})
+    store.do(claims.save_checkpoints, {job.id: {"position": 42, "at": "é"}})
     store.end(worker, job, failed())
     assert store.again(worker, job.id).checkpoint == {"position": 42, "at": "é"}
 

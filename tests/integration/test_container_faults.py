@@ -71,15 +71,18 @@ async def test_recovering_a_container_that_ended_meanwhile_tells_its_true_end(
     assert first.stdout + second.stdout == "1\n2\n3\n4\n5\n6\n"
 
 
-async def test_a_long_line_is_continued_where_it_was_left(
+async def test_a_long_line_is_told_from_its_beginning_by_whoever_takes_over(
     executor: ContainerExecutor, other: ContainerExecutor
 ) -> None:
     first = Job()
-    script = "head -c 100000 /dev/zero | tr '\\0' a; sleep 1; head -c 100000 /dev/zero | tr '\\0' b"
-    await until(executor, shell(script), first, lambda: "a" in first.stdout, Stop.DRAIN)
+    script = (
+        "echo whole; head -c 100000 /dev/zero | tr '\\0' a; echo >&2; sleep 1; head -c 100000 /dev/zero | tr '\\0' b"
+    )
+    await until(executor, shell(script), first, lambda: "a" in first.stdout and first.stderr, Stop.DRAIN)
     second = Job(after=first)
     await other.recover(shell(script), second.ctx)
-    assert first.stdout + second.stdout == "a" * 100000 + "b" * 100000
+    assert second.stdout == "a" * 100000 + "b" * 100000  # the first had only pieces: its memory is gone
+    assert second.stderr == ""
 
 
 async def test_the_timeout_counts_from_the_start_of_the_container_also_after_a_recovery(
@@ -116,8 +119,19 @@ async def test_a_drain_before_the_start_gives_the_job_back(
 
 
 async def test_a_container_that_is_gone_is_lost(other: ContainerExecutor) -> None:
-    outcome = await other.recover(shell("true"), Job().ctx)
+    (first := Job()).saved = {"attempt": 1, "container": "one that ran"}
+    outcome = await other.recover(shell("true"), Job(after=first).ctx)
     assert (outcome.reason, outcome.error_class) == (Reason.UNRESOLVED, "lost")
+
+
+async def test_an_attempt_that_had_not_begun_is_begun_by_whoever_takes_it_over(
+    other: ContainerExecutor, docker_engine: services.Docker
+) -> None:
+    (of_an_earlier_attempt := Job()).saved = {"attempt": 1, "container": "one that ran", "stopping": "timeout"}
+    job = Job(after=of_an_earlier_attempt, attempt=2)
+    outcome = await other.recover(shell("echo begun; exit 4"), job.ctx)
+    assert (outcome.exit_code, job.stdout) == (4, "begun\n")
+    assert containers(docker_engine) == []
 
 
 async def test_a_container_that_was_created_but_never_started_is_begun_anew(

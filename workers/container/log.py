@@ -3,6 +3,9 @@
 The engine sends messages: a line, or a piece of at most 16 KiB of a longer one, each with its stream and the
 instant it was read at. The position in the log is, per stream, the instant of the last message taken and how
 many messages of that instant were taken: the pieces of one long line all carry the same one.
+
+The position that is saved stands behind the last whole line: the beginning of one that has not ended is in this
+worker's memory only, so a successor reads that line from its beginning.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 _HEADER = struct.Struct(">BxxxL")
 _STREAMS = {1: "stdout", 2: "stderr"}
 _MAX_MESSAGE = 1024 * 1024
+_NEWLINE = ord("\n")
 _SKEW = timedelta(seconds=0.5)
 """stdout and stderr are stamped apart and written under one lock: a message may lie behind a later instant."""
 RETRY_AFTER = 1.0
@@ -41,7 +45,7 @@ class ContainerLog:
         engine: DockerEngine,
         container: str,
         ctx: Context,
-        since: Mapping[str, Any] | None = None,
+        saved: Mapping[str, Any] | None = None,
         moved: Callable[[], None] = lambda: None,
     ) -> None:
         self.container = container
@@ -49,16 +53,24 @@ class ContainerLog:
         self._ctx = ctx
         self._moved = moved
         """Called each time the position has moved, in the same breath as the log was passed on."""
-        self._taken: Position = {stream: (str(at), int(count)) for stream, (at, count) in (since or {}).items()}
+        since: Mapping[str, Any] = (saved or {}).get("log_since", {})
+        self._taken: Position = {stream: (str(at), int(count)) for stream, (at, count) in since.items()}
+        self._whole: Position = dict(self._taken)
+        self._open: dict[str, str] = {}
+        self._open_before: str = (saved or {}).get("log_open", "")
         self._skip: Position = {}
         self._rest = b""
         self._ended = asyncio.Event()
         """Set while no request is under way: the last one came to an end, good or bad."""
 
     @property
-    def position(self) -> dict[str, list[Any]]:
-        """Where to go on, as a JSON value."""
-        return {stream: [at, count] for stream, (at, count) in self._taken.items()}
+    def position(self) -> dict[str, Any]:
+        """Where a successor goes on, to be ``saved``: behind the last whole line of each stream.
+
+        ``log_open`` is the instant of the oldest line that has not ended: it must be asked for from there on.
+        """
+        since = {stream: [at, count] for stream, (at, count) in self._whole.items()}
+        return {"log_since": since, **({"log_open": min(self._open.values())} if self._open else {})}
 
     async def follow(self) -> None:
         """Pass the log on until cancelled: a follower that ends while the container runs begins again."""
@@ -102,14 +114,19 @@ class ContainerLog:
         if not self._taken:
             return ""
         last = max(at for at, _ in self._taken.values())
+        last = min(last, *self._open.values(), self._open_before or last)  # its pieces all carry its first instant
         since = datetime.fromisoformat(last) - _SKEW
         return f"{int(since.timestamp())}.{since.microsecond * 1000:09}"
 
     def feed(self, piece: bytes) -> None:
         """Take a piece of the multiplexed log; messages of one stream in a row are passed on as one."""
-        data, at = self._rest + piece, 0
+        with self._ctx.at_once():
+            self._take(self._rest + piece)
+            self._moved()
+
+    def _take(self, data: bytes) -> None:
+        at, running = 0, 0
         run: list[bytes] = []
-        running = 0
         while len(data) - at >= _HEADER.size:
             number, size = _HEADER.unpack_from(data, at)
             if size > _MAX_MESSAGE:
@@ -125,9 +142,17 @@ class ContainerLog:
                 self._pass_on(running, run)
                 run, running = [], number
             run.append(data[space + 1 : end])
+            self._note_end(_STREAMS.get(number, "system"), whole=data[end - 1] == _NEWLINE)
         self._rest = data[at:]
         self._pass_on(running, run)
-        self._moved()
+
+    def _note_end(self, stream: str, *, whole: bool) -> None:
+        """The message just taken ends a line, or leaves one open."""
+        if whole:
+            self._whole[stream] = self._taken[stream]
+            self._open.pop(stream, None)
+        else:
+            self._open.setdefault(stream, self._taken[stream][0])
 
     def _is_new(self, number: int, stamp: str) -> bool:
         """Move the position to this message; False: it was taken before."""

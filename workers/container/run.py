@@ -1,19 +1,23 @@
 """One attempt of one container job: create, start, follow, stop, remove.
 
 The container never outlives the attempt: it is removed at the end of every path, also when the coroutine is
-canceled. The two exceptions are a drain, which leaves it running for the worker that recovers it, and an engine
-that does not answer, where the reaper of orphans does it later.
+canceled. One that has run is removed only when its end is on record: a worker that dies before that leaves the
+container to the next, which finds the exit code and the rest of the log in it. The two exceptions are a drain, which
+leaves it running for the worker that recovers it, and an engine that does not answer, where the reaper of orphans
+does it later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from tempfile import SpooledTemporaryFile
-from typing import Any
+from typing import Any, TypeVar
 
 from jobq.errors import InvalidInput
 from jobq.models import Outcome
@@ -28,8 +32,12 @@ from workers.container.hold import Gone, Hold, NameTaken, to_the_end
 from workers.container.log import ContainerLog
 from workers.container.usage import Usage
 
+log = logging.getLogger(__name__)
+
 LOOK_EVERY = 1.0
 END_AFTER_STOP = 10.0
+
+Found = TypeVar("Found")
 
 
 @dataclass(slots=True)
@@ -54,32 +62,56 @@ class ContainerRun:
         self.hold = Hold(place.engine, Claim(ctx.job.id, ctx.job.attempt), place.settings.env_id)
         self._login: registry.Login | None = None
         self._why: Why | None = None
+        self._ended = False
+        """It ran and has ended: there is nothing to lose but its trace."""
+        saved = ctx.checkpoint
+        self._before = saved if saved.get("attempt") == ctx.job.attempt else {}
+        """What the previous owner of this attempt saved; of an earlier attempt nothing counts."""
 
     async def execute(self) -> Outcome:
         """Run a new container to its end."""
-        try:
-            return await self._prepare() or await self._start() or await self._watch()
-        finally:
-            await to_the_end(self._remove())
+        return await self._then_removed(self._execute())
+
+    async def _execute(self) -> Outcome:
+        return await self._prepare() or await self._start() or await self._watch()
 
     async def recover(self) -> Outcome:
         """Take over the container that another worker began for this very attempt, wherever it stands."""
+        outcome = await self._then_removed(self._take_over())
+        # Nothing ran yet, and whether its files were put is unknown: begin anew under the plain name.
+        return outcome or await ContainerRun(self.place, self.spec, self.ctx).execute()
+
+    async def _take_over(self) -> Outcome | None:
+        """The outcome of the container that another worker began; None: it had not begun one, or not started it."""
         try:
             hold = self.hold
             state = (await hold.patiently(hold.take_over, hold.engine.patience))["State"]
-            if state["Status"] != "created":
-                ran = (datetime.now(UTC) - instant(state["StartedAt"])).total_seconds() if state["Running"] else 0.0
-                return await self._watch(max(0.0, ran))
         except Gone:
             self.hold.let_go()
-            return Outcome.lost("the container is gone: nobody can say how it ended")
+            # Nobody removes one that ran before its end is on record, and one that runs is noted within a second.
+            began = "container" in self._before
+            return Outcome.lost("the container is gone: nobody can say how it ended") if began else None
         except EngineError as error:
             self.hold.let_go()
             return Outcome.lost(f"the container cannot be taken over: {error}")
-        finally:
+        if state["Status"] == "created":
+            return None
+        ran = (datetime.now(UTC) - instant(state["StartedAt"])).total_seconds() if state["Running"] else 0.0
+        return await self._watch(max(0.0, ran))
+
+    async def _then_removed(self, work: Coroutine[Any, Any, Found]) -> Found:
+        """Do the work; the container goes at its end, or once that is on record where it tells what became of it."""
+        try:
+            found = await work
+        except BaseException:
             await to_the_end(self._remove())
-        # Nothing ran yet, and whether its files were put is unknown: begin anew under the plain name.
-        return await ContainerRun(self.place, self.spec, self.ctx).execute()
+            raise
+        if self._ended and self._why is not Why.FENCED and self.ctx.afterwards is not None:
+            self.ctx.afterwards.append(self._remove)
+        else:
+            with self.ctx.step("remove") if self.hold.ours else nullcontext():
+                await to_the_end(self._remove())
+        return found
 
     # --- prepare: pull, create, files --------------------------------------------------------------------------------
 
@@ -189,8 +221,7 @@ class ContainerRun:
     async def _watch(self, ran: float = 0.0) -> Outcome:
         """Follow the running container to its end, its timeout, or a request to stop; ``ran``: seconds so far."""
         self.ctx.executing()
-        since = self.ctx.checkpoint.get("log_since")
-        self._log = ContainerLog(self.place.engine, self.hold.name, self.ctx, since, self._save)
+        self._log = ContainerLog(self.place.engine, self.hold.name, self.ctx, self._before, self._save)
         self._usage = Usage(self.hold.id)
         self._save()
         follower = asyncio.create_task(self._log.follow())
@@ -237,6 +268,7 @@ class ContainerRun:
 
     async def _conclude(self, code: int, follower: asyncio.Task[None]) -> Outcome:
         """The outcome of the ended container: its log complete, its output fetched, the cause asked for."""
+        self._ended = True
         try:
             await self._log.drain(follower)
         except (EngineError, TimeoutError) as error:
@@ -247,7 +279,7 @@ class ContainerRun:
         result = None
         if self.spec.output and self._why is not Why.FENCED:
             result = {"artifacts": await self._fetch_artifacts(self.spec.output)}
-        self._why = self._why or _why_before(self.ctx)
+        self._why = self._why or _why_before(self._before)
         ended = Ended(code) if code == 0 and self._why is None else await self._examine(code)
         return self._outcome(ended, result)
 
@@ -302,13 +334,10 @@ class ContainerRun:
         return refusals.while_running(error)
 
     async def _remove(self) -> None:
-        if not self.hold.ours:
-            return
-        with self.ctx.step("remove"):
-            try:
-                await self.hold.remove()
-            except EngineError as error:
-                self.ctx.log(f"the container {self.hold.name} could not be removed now, it will be later: {error}")
+        try:
+            await self.hold.remove()
+        except EngineError as error:  # whatever it is, the reaper of orphans tries again
+            log.warning("the container %s could not be removed now, it will be later: %s", self.hold.name, error)
 
     # --- small parts -------------------------------------------------------------------------------------------------
 
@@ -334,12 +363,13 @@ class ContainerRun:
     def _save(self) -> None:
         """Keep what a successor needs. In the same breath as each piece of the log, so that both are stored together."""
         stopping = {"stopping": self._why.value} if self._why else {}
-        self.ctx.save({"container": self.hold.id, "log_since": self._log.position, **stopping})
+        whose = {"attempt": self.ctx.job.attempt, "container": self.hold.id}
+        self.ctx.save({**whose, **self._log.position, **stopping})
 
 
-def _why_before(ctx: Context) -> Why | None:
+def _why_before(saved: Mapping[str, Any]) -> Why | None:
     """Why the previous owner stopped the container, if it did and could not report it."""
-    stopping = ctx.checkpoint.get("stopping")
+    stopping = saved.get("stopping")
     return Why(stopping) if stopping in {Why.TIMEOUT, Why.CANCEL} else None
 
 
