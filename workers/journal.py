@@ -7,6 +7,7 @@ that still are this worker's: whoever takes one over goes on exactly behind what
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Journal:
         self._logs: dict[Held, JobLog] = {}
         self._unwritten: dict[Held, _Part] = {}
         self._artifacts: dict[Held, dict[str, bytes]] = {}
-        self._executing: list[Held] = []
+        self._executing: dict[Held, str | None] = {}
         self._checkpoints: dict[Held, dict[str, Any]] = {}
 
     def open(self, held: Held, job: Claimed, *, resumed: bool = False) -> Callable[[str | bytes, str], None]:
@@ -88,10 +89,10 @@ class Journal:
         with self._lock:
             self._artifacts.setdefault(held, {})[name] = content
 
-    def executing(self, held: Held) -> None:
-        """The job's preparation is over."""
+    def executing(self, held: Held, host: str | None) -> None:
+        """The job's preparation is over; ``host``: its work lives there."""
         with self._lock:
-            self._executing.append(held)
+            self._executing[held] = host
 
     def checkpoint(self, held: Held, document: dict[str, Any]) -> None:
         """Keep this with the job, for whoever recovers it."""
@@ -108,7 +109,7 @@ class Journal:
         """Write what has come; returns the seconds until the next time."""
         with self._lock:
             parts = self._gather({*self._logs, *self._checkpoints, *self._unwritten})
-            executing, self._executing = self._executing, []
+            executing, self._executing = self._executing, {}
         if not (parts or executing):
             return _EVERY
         done: set[Held] = set()
@@ -116,7 +117,7 @@ class Journal:
             done = self._database.run(lambda conn: _write_notes(conn, parts, executing))
         finally:
             with self._lock:
-                self._executing = [held for held in executing if held not in done] + self._executing
+                self._executing.update((held, host) for held, host in executing.items() if held not in done)
         self._written({held: part for held, part in parts.items() if held in done})
         return _EVERY
 
@@ -166,15 +167,17 @@ class Journal:
         return forget
 
 
-def _write_notes(conn: Connection, parts: dict[Held, _Part], executing: list[Held]) -> set[Held]:
+def _write_notes(conn: Connection, parts: dict[Held, _Part], executing: dict[Held, str | None]) -> set[Held]:
     """Write what is told of attempts that are ours; returns those that are done with, written or not ours any more."""
     ours, others = lock_held(conn, {*parts, *executing})
     _store(conn, {held: part.flushed for held, part in parts.items() if held in ours})
     notes = {held.job_id: part.note for held, part in parts.items() if held in ours and part.note is not None}
     save_checkpoints(conn, notes)
-    begun = [held for held in executing if held in ours]
-    for owner in {held.worker_id for held in begun}:
-        mark_executing(conn, owner, [(held.job_id, held.attempt) for held in begun if held.worker_id == owner])
+    begun = defaultdict(list)
+    for held in ours & executing.keys():
+        begun[held.worker_id, executing[held]].append((held.job_id, held.attempt))
+    for (owner, host), attempts in begun.items():
+        mark_executing(conn, owner, attempts, host)
     return ours | others
 
 

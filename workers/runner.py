@@ -148,7 +148,7 @@ class Runner:
         ctx = Context(
             ref,
             write_log=journal.open(held, job, resumed=recovered),
-            on_executing=lambda: journal.executing(held),
+            on_executing=lambda: journal.executing(held, self._host_of(job.kind)),
             checkpoint=job.checkpoint or {},
             save=lambda document: journal.checkpoint(held, document),
             at_once=journal.at_once,
@@ -156,6 +156,11 @@ class Runner:
             afterwards=[],
         )
         return Running(job, owner, ctx, stored_policy(job.kind, job.retry), recovered=recovered)
+
+    def _host_of(self, kind: str) -> str | None:
+        """Where work of this kind lives, if it outlives the worker."""
+        hosted, host = self._executors.hosted()
+        return host if kind in hosted else None
 
     def _start(self, started: list[Running]) -> None:
         for running in started:

@@ -311,10 +311,16 @@ def _change(worker_id: UUID, report: Report, to: Transition, *, kind: str, messa
     )  # fmt: skip
 
 
-def mark_executing(conn: Connection, worker_id: UUID, running: Iterable[tuple[UUID, int]]) -> None:
-    """RUNNING·preparing → executing: the preparation of these attempts is over."""
+def mark_executing(
+    conn: Connection, worker_id: UUID, running: Iterable[tuple[UUID, int]], host: str | None = None
+) -> None:
+    """RUNNING·preparing → executing: the preparation of these attempts is over.
+
+    ``host``: where their work lives, for those that were claimed before that was known.
+    """
     dialect = conn.dialect.name
-    conn.execute(_executing(dialect), {"worker": worker_id, "ids": id_list(dialect, (job_id for job_id, _ in running))})
+    ids = id_list(dialect, (job_id for job_id, _ in running))
+    conn.execute(_executing(dialect), {"worker": worker_id, "ids": ids, "on_host": host})
 
 
 @cache
@@ -324,9 +330,11 @@ def _executing(dialect: str) -> Any:
         .where(
             is_one_of(dialect, jobs.c.id, "ids"),
             jobs.c.worker_id.is_not_distinct_from(sa.bindparam("worker", type_=sa.Uuid)),
-            jobs.c.reason == Reason.PREPARING.value,
+            jobs.c.reason.in_([Reason.PREPARING.value, Reason.EXECUTING.value]),
         )
-        .values(reason=Reason.EXECUTING.value)
+        .values(
+            reason=Reason.EXECUTING.value, host=sa.func.coalesce(jobs.c.host, sa.bindparam("on_host", type_=sa.Text))
+        )
     )
 
 

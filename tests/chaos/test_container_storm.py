@@ -115,6 +115,8 @@ def test_no_container_is_left_or_doubled_while_workers_schedulers_and_the_engine
         "seed": SEED, "accepted": len(accepted), "kills": KILLS, "engine_kills": ENGINE_KILLS,
         "terminal": sum(fleet.ends().values()), **fleet.ends(), "attempts": dict(map(tuple, fleet.ask(
             "SELECT outcome, count(*) FROM jobq_attempts GROUP BY 1 ORDER BY 1"
+        ))), "errors": dict(map(tuple, fleet.ask(
+            "SELECT error_class, count(*) FROM jobq_attempts WHERE outcome = 'FAILED' GROUP BY 1 ORDER BY 1"
         ))), "doubled": len(twins.found), "looks": twins.looks, "most_at_once": twins.most,
         "orphans_after_30_s": 0 if cleared_after <= 30 else "some", "cleared_after_s": round(cleared_after, 1),
         "seconds": round(seconds),
@@ -122,7 +124,8 @@ def test_no_container_is_left_or_doubled_while_workers_schedulers_and_the_engine
     print("\n" + json.dumps(ledger, ensure_ascii=False))
     print("\n".join(f"{name:24} {value}" for name, value in ledger.items()))
     fleet.check_ledger(accepted)
-    assert set(fleet.ends()) <= {"COMPLETED·succeeded", "FAILED·unresolved"}, fleet.logs()
+    # What may be done once only fails where the engine was killed: while it started the container, or under it.
+    assert set(fleet.ends()) <= {"COMPLETED·succeeded", "FAILED·unresolved", "FAILED·error"}, fleet.logs()
     query = "SELECT count(*) FROM jobq_jobs WHERE status <> 'COMPLETED' AND max_attempts > 1"
     assert fleet.ask(query)[0][0] == 0, "what may be done again is done in the end"
     assert not twins.found

@@ -97,9 +97,8 @@ class Machines:
 
     def is_dead(self, host: Host) -> bool:
         """Whether the worker with that engine was declared dead."""
-        query = "SELECT count(*) FROM jobq_workers WHERE dead_at IS NOT NULL AND host = :host"
-        engine = json.loads(host.docker.request("GET", "/info")[1])["ID"]
-        return bool(self.fleet.ask(query, host=engine)[0][0])
+        query = "SELECT count(*) FROM jobq_workers WHERE dead_at IS NOT NULL AND host LIKE :host"
+        return bool(self.fleet.ask(query, host=f"%{host.docker.folder}/data")[0][0])
 
 
 def test_a_host_that_is_cut_off_loses_what_may_be_done_again_and_goes_on_with_its_containers(

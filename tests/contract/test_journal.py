@@ -165,3 +165,14 @@ def test_what_a_worker_owns_without_holding_it_is_resumed_where_it_lives(
     assert [found.id for found in store.do(workers.resume, worker, HOST, [job.id, plain.id])] == [job.id]
     assert store.do(workers.resume, worker, "engine-2", [job.id]) == []
     assert store.do(workers.resume, store.worker(host=HOST), HOST, [job.id]) == []
+
+
+def test_work_whose_place_was_unknown_at_the_claim_can_be_taken_over_there_once_it_executes(
+    store: Store, worker: UUID
+) -> None:
+    job = store.running_one(worker)  # the engine did not say who it is
+    writer = Writer(store, worker, job)
+    writer.journal.executing(writer.held, HOST)
+    writer.journal.tick()
+    assert (store.state(job.id), store.row(job.id).host) == ("RUNNING·executing", HOST)
+    assert taken_over(store, worker)[1].id == job.id

@@ -234,7 +234,8 @@ async def test_an_engine_that_is_away_sends_the_job_back_at_no_charge(docker_eng
         assert "JOBQ_DOCKER_HOST" in outcome.message
         docker_engine.start()
         await eventually(lambda: executor.host)  # without a job that asks for it
-        assert executor.host == json.loads(docker_engine.request("GET", "/info")[1])["ID"]
+        info = json.loads(docker_engine.request("GET", "/info")[1])
+        assert executor.host == f"{info['ID']}@{info['Name']}{docker_engine.folder}/data"
         assert (await executor.execute(shell("true"), Job().ctx)).status is Status.COMPLETED
 
 

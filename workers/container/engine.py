@@ -85,9 +85,13 @@ class DockerEngine:
         await self._session.close()
 
     async def identity(self, *, patience: float | None = None) -> str:
-        """The engine's ID: the same as long as its data folder is."""
-        identity: str = json.loads(await self._call("GET", "/info", patience=patience))["ID"]
-        return identity
+        """Which engine this is: the same as long as its machine and its data folder are.
+
+        Its ID alone does not tell: older engines keep it outside of the data folder, so that two on one machine, and
+        machines that were cloned from one image, have the same.
+        """
+        info = json.loads(await self._call("GET", "/info", patience=patience))
+        return f"{info['ID']}@{info['Name']}{info['DockerRootDir']}"
 
     async def create(self, name: str, config: Mapping[str, Any]) -> str:
         """Create a container, not started, and return its id. EngineRefused 409: the name is taken."""

@@ -34,7 +34,7 @@ class ContainerExecutor:
 
     def __init__(self, *, patience: float = PATIENCE) -> None:
         self.host: str | None = None
-        """The Docker engine's ID; None while it cannot be reached: it is asked again every few seconds."""
+        """Which Docker engine this is; None while it cannot be reached: it is asked again every few seconds."""
         self._patience = patience
         self._place: Place | None = None
         self._finder: asyncio.Task[None] | None = None
@@ -66,7 +66,7 @@ class ContainerExecutor:
         return self._opened().engine
 
     async def find_host(self) -> str | None:
-        """Ask the engine for its ID where it is not known (any more)."""
+        """Ask the engine who it is where that is not known (any more)."""
         if self.host is None:
             place = self._opened()
             try:
