@@ -191,7 +191,7 @@ class Executor(Protocol):
 class Recovers(Protocol):
     """A second, optional protocol: work that outlives its worker, on a host that has an identity.
 
-    ``host`` names the place that the work lives on (for containers: the Docker engine's ID), None if it cannot be
+    ``host`` names the place that the work lives on (for containers: which Docker engine), None if it cannot be
     reached. ``recover`` takes over an attempt that another worker began there: same job, same attempt, the
     checkpoint that was saved last. It returns the true outcome, or ``Outcome.lost()`` if the work is gone.
     """

@@ -314,7 +314,8 @@ def test_a_job_that_is_tried_again_tells_its_latest_failure(jobq: JobQ) -> None:
 
 
 def test_a_container_finds_its_own_document_and_leaves_the_same(docker_engine: Docker) -> None:
-    engine = json.loads(docker_engine.request("GET", "/info")[1])["ID"]
+    info = json.loads(docker_engine.request("GET", "/info")[1])
+    engine = f"{info['ID']}@{info['Name']}{info['DockerRootDir']}"
     settings = Settings(docker_host=docker_engine.url, env_id="prod", tenant="acme")
     spec = {"image": "jobq-test:busybox", "memory": 32 * MiB, "cpus": 0.5, "output": "/out", "pull": "never"}
     script = "cat /jobq/job_details.json >/out/mine.json; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; exit 3"
