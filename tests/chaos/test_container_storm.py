@@ -125,7 +125,11 @@ def test_no_container_is_left_or_doubled_while_workers_schedulers_and_the_engine
     print("\n".join(f"{name:24} {value}" for name, value in ledger.items()))
     fleet.check_ledger(accepted)
     # What may be done once only fails where the engine was killed: while it started the container, or under it.
-    assert set(fleet.ends()) <= {"COMPLETED·succeeded", "FAILED·unresolved", "FAILED·error"}, fleet.logs()
+    allowed = {"COMPLETED·succeeded", "FAILED·unresolved", "FAILED·error", "FAILED·nonzero_exit"}
+    assert set(fleet.ends()) <= allowed, fleet.logs()
+    # By the engine's own signals: a worker that came later did not see that it was away.
+    codes = {name for name in ledger["errors"] if name.startswith("exit_")}
+    assert codes <= {"exit_137", "exit_143", "exit_255"}, fleet.logs()
     query = "SELECT count(*) FROM jobq_jobs WHERE status <> 'COMPLETED' AND max_attempts > 1"
     assert fleet.ask(query)[0][0] == 0, "what may be done again is done in the end"
     assert not twins.found
