@@ -21,6 +21,9 @@ from tests import services
 from tests.containers import IMAGE, Job, containers, eventually, executor_at, inspect, shell, until
 from workers.container import ContainerExecutor
 
+LOCAL = {"probe_networks": ["127.0.0.0/8"]}
+"""Registries on this machine are allowed."""
+
 
 @pytest_asyncio.fixture
 async def executor(docker_engine: services.Docker) -> AsyncIterator[ContainerExecutor]:
@@ -116,9 +119,10 @@ async def test_a_missing_image_is_not_pulled_if_the_spec_forbids_it(executor: Co
     assert job.executing == 0
 
 
-async def test_a_registry_that_cannot_be_reached_is_named(executor: ContainerExecutor) -> None:
+async def test_a_registry_that_cannot_be_reached_is_named(docker_engine: services.Docker) -> None:
     job = Job()
-    outcome = await executor.execute(Container(image="127.0.0.1:1/nothing"), job.ctx)
+    async with executor_at(docker_engine.url, policy=LOCAL) as executor:
+        outcome = await executor.execute(Container(image="127.0.0.1:1/nothing"), job.ctx)
     assert outcome.error_class == "pull_failed"
     assert outcome.retry
     assert "127.0.0.1:1/nothing" in outcome.message
@@ -128,7 +132,7 @@ async def test_a_registry_that_cannot_be_reached_is_named(executor: ContainerExe
 async def test_a_pull_that_hangs_ends_at_the_prepare_timeout(docker_engine: services.Docker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as registry:  # takes connections and never answers
         port = registry.getsockname()[1]
-        async with executor_at(docker_engine.url, prepare_timeout=timedelta(seconds=1)) as executor:
+        async with executor_at(docker_engine.url, prepare_timeout=timedelta(seconds=1), policy=LOCAL) as executor:
             outcome = await executor.execute(Container(image=f"127.0.0.1:{port}/slow", pull="always"), Job().ctx)
             assert outcome.error_class == "prepare_timeout"
             assert f"the pull of 127.0.0.1:{port}/slow took longer than 1 s" in outcome.message
