@@ -1,4 +1,4 @@
-"""Every command at least once, as a user without any process running, on SQLite and on PostgreSQL."""
+"""Every command at least once, as a user without any process running, on SQLite or on PostgreSQL."""
 
 import json
 import os

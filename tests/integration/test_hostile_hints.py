@@ -127,6 +127,8 @@ messages = st.tuples(
 )
 
 
+# The worker's threads use that module meanwhile, which Hypothesis takes for the strategies' doing.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 def test_whatever_message_comes_it_is_dropped_and_counted_and_the_worker_goes_on(attacker: Attacker) -> None:
     sent = 0
 

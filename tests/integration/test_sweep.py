@@ -71,6 +71,7 @@ def test_an_engine_that_goes_away_is_said_once_without_a_traceback(
     with running(Settings(docker_host=docker_engine.url), queues={"container": 1}) as jobq:
         job = jobq.enqueue({"image": docker_engine.image, "command": ["true"]}, kind="CONTAINER")
         assert jobq.wait(job.id, timeout=30).status is Status.COMPLETED
+        wait_until(lambda: not docker_engine.containers(), what="the container to be removed, the last call of the job")
         caplog.clear()
         docker_engine.kill()
         sweeps.clear()
