@@ -226,8 +226,12 @@ def test_a_fan_out_touches_only_its_own_rows(recorded: Recorded, analyzes: bool)
 
 @pytest.mark.parametrize("analyzes", [False, True])
 def test_a_sync_that_waits_for_stand_ins_walks_past_no_other(recorded: Recorded, analyzes: bool) -> None:
-    store, worker = crowd(recorded)
-    several = [f"z{key}" for key in keys(FILL)]
+    for table in ("fanouts", "fanout_targets", "fanout_deltas"):
+        name = f"ALTER TABLE jobq_{table} SET (autovacuum_enabled = off)"
+        recorded.run(lambda conn, name=name: conn.exec_driver_sql(name))
+    store = FanOuts(recorded.database)
+    worker = store.worker({"sync": 10, "replication": BATCH}, lease=300.0)
+    several = keys(FILL)
     older = store.fanned_out(worker, several)
     newer = store.fanned_out(worker, dict.fromkeys(several, 2))
     assert store.child_states(newer) == {"CANCELED·duplicate": FILL}

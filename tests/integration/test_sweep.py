@@ -76,5 +76,5 @@ def test_an_engine_that_goes_away_is_said_once_without_a_traceback(
         docker_engine.kill()
         sweeps.clear()
         wait_until(lambda: len(sweeps) > 4, timeout=30, what="the sweep to find no engine again and again")
-    assert caplog.text.count("the loop sweep waits: the Docker engine at") == 1
+    assert caplog.text.count("the loop sweep waits:") == 1, caplog.text
     assert "Traceback" not in caplog.text
