@@ -7,7 +7,6 @@ job exists if and when that transaction commits.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import JobRequest, checked_all
 from jobq.duration import HINT, parse_duration
 from jobq.errors import Conflict, InvalidInput, Unavailable
+from jobq.keys import Keys
 from jobq.models import Artifact, Attempt, Job, LogLine, Page
 from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
 from jobq.settings import Settings
@@ -35,6 +35,7 @@ from jobq.store.prune import prune
 from jobq.store.wakeup import announce, is_to_announce, ring
 from jobq.store.workers import database_now
 from jobq.syncs import Syncs
+from jobq.timeline import Event, timeline
 from jobq.validation import parse
 from jobq.workflows import Workflows
 
@@ -76,6 +77,12 @@ class JobQ(Workflows, Syncs):
         """The pool of connections, opened at the first call."""
         return Database(self.settings.database_url)
 
+    def acting(self, tenant: str, actor: str) -> JobQ:
+        """Another's door to the same installation, over the same connections."""
+        other = JobQ(tenant=tenant, actor=actor, settings=self.settings)
+        other.__dict__["database"] = self.database  # where cached_property would put its own
+        return other
+
     @cached_property
     def queues(self) -> Queues:
         """List, pause, resume and limit queues."""
@@ -101,6 +108,11 @@ class JobQ(Workflows, Syncs):
         """Store, list and remove this tenant's connectors."""
         return Connectors(self.database, self.settings, self.tenant, self.actor)
 
+    @cached_property
+    def keys(self) -> Keys:
+        """Make, list and revoke this tenant's API keys."""
+        return Keys(self.database, self.settings, self.tenant, self.actor)
+
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
         if "database" in self.__dict__:
@@ -120,7 +132,10 @@ class JobQ(Workflows, Syncs):
         A repeated ``idempotency_key`` returns the job that the first call made (Conflict ``idempotency_conflict`` if
         the request differs). If a live job holds the ``dedupe_key``, the new one is recorded CANCELED·duplicate.
         """
-        asked = self._request(spec, request)
+        return self.submit(self._request(spec, request), connection=connection)
+
+    def submit(self, asked: JobRequest, *, connection: Connection | None = None) -> Job:
+        """``enqueue`` of a request that is a value already."""
         plain = not (asked.idempotency_key or asked.scheduled_at or asked.after)
         if connection is not None or not plain or asked.kind == SYNC:
             job_id = new_id()  # the same in every try
@@ -164,12 +179,9 @@ class JobQ(Workflows, Syncs):
     def _enqueue_one(self, conn: Connection, asked: JobRequest, job_id: UUID) -> Job:
         accepted = asked.checked(self.settings, database_now(conn))
         new = self._new_job(accepted, job_id)
-        if accepted.idempotency_key is not None:
-            body = hashlib.sha256(asked.model_dump_json(exclude={"idempotency_key"}).encode()).hexdigest()
-            before = store.remember_request(conn, self.tenant, accepted.idempotency_key, body, new.id)
-            if before is not None and before != new.id:
-                return store.get(conn, self.tenant, before)
-        return self._inserted(conn, new)
+        request = asked.model_dump_json(exclude={"idempotency_key"})
+        before = self._remembered(conn, accepted.idempotency_key, new.id, request)
+        return self._inserted(conn, new) if before is None else store.get(conn, self.tenant, before)
 
     def _inserted(self, conn: Connection, new: NewJob) -> Job:
         self._insert(conn, [new], None)
@@ -238,6 +250,12 @@ class JobQ(Workflows, Syncs):
         with self.database.read() as conn:
             store.get(conn, self.tenant, job_id)
             return store.list_attempts(conn, job_id)
+
+    def timeline(self, job_id: UUID) -> Sequence[Event]:
+        """What happened to the job, and what people did to it, in order."""
+        with self.database.read() as conn:
+            job = store.get(conn, self.tenant, job_id)
+            return timeline(job, store.list_attempts(conn, job_id), control.list_events(conn, f"job:{job_id}"))
 
     def artifacts(self, job_id: UUID) -> Sequence[Artifact]:
         """The files that the job left behind, without their contents."""

@@ -2,9 +2,11 @@
 
     JobQError
     ├── InvalidInput        422 (400 or 413 where the code says so): the request can never succeed as it is
-    ├── Forbidden           403: well formed, but the operator's policy refuses it
+    ├── Unauthorized        401: nobody says, or proves, who asks
+    ├── Forbidden           403: well formed, but the operator's policy refuses it, or the key's scope
     ├── NotFound            404: no such thing, or it is another tenant's
     ├── Conflict            409: refused by the state that the thing is in now
+    ├── TooMany             429: over a quota or a rate; the same request may succeed later
     ├── Unavailable         503: the database or the broker is away; the same request may succeed later
     └── Misconfigured       the installation itself is wrong (a setting, a missing extra, an old schema)
 
@@ -46,6 +48,7 @@ class InvalidInput(JobQError):
 
     _STATUS_OF_CODE: ClassVar[dict[str, int]] = {
         "invalid_json": 400,
+        "unsupported_media_type": 415,
         "invalid_cursor": 400,
         "payload_too_large": 413,
     }
@@ -56,8 +59,15 @@ class InvalidInput(JobQError):
         return self._STATUS_OF_CODE.get(self.code, self.status)
 
 
+class Unauthorized(JobQError):
+    """The request has no API key, or one that is unknown, expired or revoked."""
+
+    status = 401
+    default_code = "unauthorized"
+
+
 class Forbidden(JobQError):
-    """The input is well formed, but the operator's policy refuses it."""
+    """The input is well formed, but the operator's policy refuses it, or the API key has not the scope."""
 
     status = 403
     default_code = "forbidden"
@@ -75,6 +85,17 @@ class Conflict(JobQError):
 
     status = 409
     default_code = "conflict"
+
+
+class TooMany(JobQError):
+    """Over a quota or a rate limit of the tenant; ``retry_after``: seconds until another try makes sense."""
+
+    status = 429
+    default_code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after: int = 1, **more: str | None) -> None:
+        super().__init__(message, **more)  # type: ignore[arg-type]  # code, hint, pointer
+        self.retry_after = retry_after
 
 
 class Unavailable(JobQError):

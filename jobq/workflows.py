@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -79,21 +80,37 @@ class Workflows:
 
         Raises InvalidInput with the field's pointer, Forbidden by the operator's policy, Conflict ``name_taken``.
         """
-        checked = parse(Definition, {**definition, "spec": spec}).checked(self.settings)
-        fields, workflow_id = stored_fields(checked), new_id()
+        return self.define(parse(Definition, {**definition, "spec": spec}))
+
+    def define(self, definition: Definition, *, idempotency_key: str | None = None) -> Workflow:
+        """``create_workflow`` of a definition that is a value already.
+
+        A repeated ``idempotency_key`` returns the workflow that the first call made, as it is now.
+        """
+        fields, workflow_id = stored_fields(definition.checked(self.settings)), new_id()
 
         def work(conn: Connection) -> Workflow:
+            before = self._remembered(conn, idempotency_key, workflow_id, definition.model_dump_json())
+            if before is not None:
+                return workflows.get(conn, self.tenant, before)
             self._check_references(conn, fields)
             return workflows.create(conn, workflow_id, self.tenant, fields, self.actor)
 
         return self._write(None, work)
+
+    def _remembered(self, conn: Connection, key: str | None, made: UUID, request: str) -> UUID | None:
+        """What an earlier request with this idempotency key made; None: this is the first one, or it has no key."""
+        if key is None:
+            return None
+        before = store.remember_request(conn, self.tenant, key, hashlib.sha256(request.encode()).hexdigest(), made)
+        return None if before == made else before
 
     def _check_references(self, conn: Connection, fields: dict[str, Any]) -> None:
         """The connectors and secrets that a SYNC names are there."""
         if fields["kind"] == "SYNC":
             check_references(conn, self.tenant, fields["spec"], self.settings.policy)
 
-    def update_workflow(self, workflow: WorkflowKey, **changes: Any) -> Workflow:
+    def update_workflow(self, workflow: WorkflowKey, /, **changes: Any) -> Workflow:
         """Change fields of the definition: a new generation. What is not named stays as it is."""
 
         def work(conn: Connection) -> Workflow:
@@ -183,18 +200,23 @@ class Workflows:
     def trigger(self, workflow: WorkflowKey, *, connection: Connection | None = None, **particulars: Any) -> Job:
         """Start a MANUAL job of the workflow, now or at ``scheduled_at``, whatever the workflow's status is.
 
-        ``particulars``: the fields of ``jobq.definition.Particulars`` but ``idempotency_key``. The name, if none is
-        given, is the workflow's.
+        ``particulars``: the fields of ``jobq.definition.Particulars``. The name, if none is given, is the workflow's. A
+        repeated ``idempotency_key`` returns the job that the first call made.
         """
-        asked = parse(Particulars, particulars)
-        if asked.idempotency_key is not None:
-            raise InvalidInput("trigger takes no idempotency_key.", hint="Use dedupe_key.", pointer="/idempotency_key")
+        return self.start(workflow, parse(Particulars, particulars), connection=connection)
+
+    def start(self, workflow: WorkflowKey, asked: Particulars, *, connection: Connection | None = None) -> Job:
+        """``trigger`` with particulars that are a value already."""
         job_id = new_id()  # the same in every try
-        own = connection is None
-        return self._write(connection, lambda conn: self._trigger(conn, workflow, asked, job_id, own=own))
+        work = partial(self._trigger, workflow=workflow, asked=asked, job_id=job_id, own=connection is None)
+        return self._write(connection, work)
 
     def _trigger(self, conn: Connection, workflow: WorkflowKey, asked: Particulars, job_id: UUID, *, own: bool) -> Job:
         found = workflows.get(conn, self.tenant, workflow)
+        request = f"{found.id} {asked.model_dump_json(exclude={'idempotency_key'})}"
+        before = self._remembered(conn, asked.idempotency_key, job_id, request)
+        if before is not None:
+            return store.get(conn, self.tenant, before)
         if asked.state is not None:
             check_json(asked.state, max_bytes=self.settings.max_spec_bytes, pointer="/state")
         scheduled_at = asked.scheduled_at

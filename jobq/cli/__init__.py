@@ -21,6 +21,7 @@ from jobq.cli import (
     doctor,
     enqueue,
     jobs,
+    keys,
     queues,
     secrets,
     service,
@@ -34,7 +35,7 @@ from jobq.cli.session import Session
 from jobq.errors import JobQError
 
 _ORDER = (
-    "enqueue", "job", "workflow", "connector", "sync", "queue", "tenant", "secret", "dev", "scheduler", "worker", "db",
+    "enqueue", "job", "workflow", "connector", "sync", "queue", "tenant", "secret", "key", "dev", "scheduler", "worker", "api", "db",
     "prune", "config", "doctor",
 )  # fmt: skip
 
@@ -109,8 +110,10 @@ app.add_typer(sync.app, name="sync")
 app.add_typer(queues.app, name="queue")
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(secrets.app, name="secret")
+app.add_typer(keys.app, name="key")
 app.add_typer(workers.app, name="worker")
 app.command()(service.scheduler)
+app.command()(service.api)
 app.command()(service.dev)
 app.add_typer(database.app, name="db")
 app.command()(database.prune)

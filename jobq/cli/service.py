@@ -64,6 +64,36 @@ def run_worker(context: typer.Context, queues: str, log_format: str) -> int:
     return code
 
 
+def api(
+    context: typer.Context,
+    host: Annotated[str, Option(help="Address to listen on. Beyond loopback an API key must exist.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 8321,
+    tls_cert: Annotated[Path | None, Option(exists=True, help="PEM file: serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, Option(exists=True, help="PEM file: the certificate's key.")] = None,
+    log_format: LogFormat = "auto",
+) -> None:
+    """Serve the HTTP API until SIGTERM or Ctrl-C.
+
+    Several may run, beside each other or behind a load balancer.
+    """
+    from jobq.cli.service_log import configure
+
+    ending = _Ending()
+    settings = session(context).settings
+    server = load("jobq.api.server", "api")
+    configure(settings.log_level, log_format)
+    _wait_for_schema(settings, ending)
+    if ending.came():
+        return
+    server.check_access(settings, host)
+    running = server.Server(settings, server.Address(host, port, tls_cert, tls_key))
+    running.start()
+    log.info("the API listens on %s", running.address.url)
+    ending.wait()
+    log.info("the API ends")
+    running.stop()
+
+
 def dev(
     context: typer.Context,
     demo: Annotated[bool, Option("--demo", help="With workflows that show what jobq does.")] = False,

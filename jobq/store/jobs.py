@@ -312,6 +312,10 @@ class JobFilter:
     name_contains: str | None = None
     created_from: datetime | None = None
     created_until: datetime | None = None
+    scheduled_from: datetime | None = None
+    scheduled_until: datetime | None = None
+    finished_from: datetime | None = None
+    finished_until: datetime | None = None
 
 
 def list_page(conn: Connection, tenant: str | None, only: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
@@ -339,10 +343,15 @@ def _conditions(only: JobFilter) -> Iterable[Any]:
             yield column == value
     if only.name_contains:
         yield jobs.c.name.contains(only.name_contains, autoescape=True)
-    if only.created_from:
-        yield jobs.c.created_at >= only.created_from
-    if only.created_until:
-        yield jobs.c.created_at < only.created_until
+    for column, since, until in (
+        (jobs.c.created_at, only.created_from, only.created_until),
+        (jobs.c.scheduled_at, only.scheduled_from, only.scheduled_until),
+        (jobs.c.finished_at, only.finished_from, only.finished_until),
+    ):
+        if since is not None:
+            yield column >= since
+        if until is not None:
+            yield column < until
 
 
 def list_attempts(conn: Connection, job_id: UUID) -> list[Attempt]:

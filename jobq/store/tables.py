@@ -268,6 +268,23 @@ secrets = Table(
     Column("updated_at", Instant, nullable=False),
 )
 
+keys = Table(
+    "jobq_keys",
+    metadata,
+    Column("id", sa.Uuid, primary_key=True),
+    Column("tenant", sa.Text),  # NULL: an operator's
+    Column("name", sa.Text, nullable=False),
+    Column("start", sa.Text, nullable=False),
+    Column("digest", sa.Text, nullable=False),
+    Column("scope", sa.Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("created_by", sa.Text, nullable=False),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+    Column("last_used_at", Instant),
+    _index("jobq_keys_digest", "digest", unique=True),
+)
+
 schedulers = Table(
     "jobq_schedulers",
     metadata,

@@ -1,0 +1,229 @@
+"""``/v1/queues``, ``/tenants``, ``/workers`` (operators'), ``/secrets``, ``/connectors``, ``/sync-states`` and ``/keys``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict
+
+from jobq.api.access import Admin, Asking, Operator, OperatorReader, Reader
+from jobq.api.bodies import body, described
+from jobq.api.listings import Listing, whole
+from jobq.api.problems import documented
+from jobq.connections import Connector, StoredConnector
+from jobq.errors import Forbidden
+from jobq.keys import Scope
+from jobq.operations import Queue, Tenant, WorkerInfo
+from jobq.store.keys import StoredKey
+from jobq.syncs import SyncState
+
+router = APIRouter()
+_WRONG = documented(400, 403, 413, 415, 422, 503)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class QueueLimit(_Body):
+    """How many jobs of the queue may be in flight at once; null: no limit."""
+
+    limit: int | None
+
+
+class TenantChange(_Body):
+    """What is given is changed. ``limit`` null: no limit."""
+
+    weight: float | None = None
+    limit: int | None = None
+
+
+class SecretValue(_Body):
+    """Never shown again."""
+
+    value: str
+
+
+class Secret(BaseModel):
+    """A secret's name, and when it was set."""
+
+    name: str
+    updated_at: datetime
+
+
+class KeyRequest(_Body):
+    """A new API key."""
+
+    name: str
+    scope: str = Scope.RUN.value
+    expires_in: float | str | None = None
+    """Seconds or ISO 8601; null: never."""
+    operator: bool = False
+    """For all tenants; only an operator can make one."""
+
+
+class KeyMade(BaseModel):
+    """The only moment at which the key can be read."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    key: str
+    stored: StoredKey
+
+
+# --- operators' --------------------------------------------------------------------------------------------------------
+
+
+@router.get("/queues", tags=["operations"], responses=documented(403, 503))
+def list_queues(jobq: OperatorReader) -> Listing[Queue]:
+    """Queues with jobs, workers or a setting."""
+    return whole(jobq.queues.list())  # type: ignore[no-any-return]
+
+
+@router.post("/queues/{name}/pause", status_code=204, tags=["operations"], responses=documented(403, 422, 503))
+def pause_queue(jobq: Operator, name: str) -> None:
+    """No job of the queue starts until it is resumed."""
+    jobq.queues.pause(name)
+
+
+@router.post("/queues/{name}/resume", status_code=204, tags=["operations"], responses=documented(403, 422, 503))
+def resume_queue(jobq: Operator, name: str) -> None:
+    """Let its jobs start again."""
+    jobq.queues.resume(name)
+
+
+@router.put(
+    "/queues/{name}/limit", status_code=204, tags=["operations"], responses=_WRONG,
+    openapi_extra=described(QueueLimit, hundred={"limit": 100}),
+)  # fmt: skip
+def limit_queue(jobq: Operator, name: str, asked: Annotated[QueueLimit, Depends(body(QueueLimit))]) -> None:
+    """At most so many of its jobs in flight."""
+    jobq.queues.limit(name, asked.limit)
+
+
+@router.get("/tenants", tags=["operations"], responses=documented(403, 503))
+def list_tenants(jobq: OperatorReader) -> Listing[Tenant]:
+    """Tenants with a setting, or with jobs in flight."""
+    return whole(jobq.tenants.list())  # type: ignore[no-any-return]
+
+
+@router.patch(
+    "/tenants/{name}", status_code=204, tags=["operations"], responses=_WRONG,
+    openapi_extra=described(TenantChange, share={"weight": 2.0, "limit": 500}),
+)  # fmt: skip
+def change_tenant(jobq: Operator, name: str, asked: Annotated[TenantChange, Depends(body(TenantChange))]) -> None:
+    """A tenant's share of the room, and how many of its jobs may be in flight."""
+    if asked.weight is not None:
+        jobq.tenants.weight(name, asked.weight)
+    if "limit" in asked.model_fields_set:
+        jobq.tenants.limit(name, asked.limit)
+
+
+@router.get("/workers", tags=["operations"], responses=documented(403, 422, 503))
+def list_workers(
+    jobq: OperatorReader, everything: Annotated[bool, Query(alias="all", description="The ended ones, too.")] = False
+) -> Listing[WorkerInfo]:
+    """The worker processes of all machines, newest first."""
+    return whole(jobq.workers.list(everything=everything))  # type: ignore[no-any-return]
+
+
+@router.post("/workers/{worker_id}/drain", status_code=204, tags=["operations"], responses=documented(403, 404, 503))
+def drain_worker(jobq: Operator, worker_id: UUID) -> None:
+    """It takes no more jobs, lets the running ones end, and exits."""
+    jobq.workers.drain(worker_id)
+
+
+# --- secrets, connectors -----------------------------------------------------------------------------------------------
+
+
+@router.get("/secrets", tags=["connectors"], responses=documented(503))
+def list_secrets(jobq: Admin) -> Listing[Secret]:
+    """Names only."""
+    return whole({"name": name, "updated_at": at} for name, at in jobq.secrets.list())  # type: ignore[no-any-return]
+
+
+@router.put(
+    "/secrets/{name}", status_code=204, tags=["connectors"], responses=_WRONG,
+    openapi_extra=described(SecretValue, token={"value": "s3cr3t"}),
+)  # fmt: skip
+def set_secret(jobq: Admin, name: str, asked: Annotated[SecretValue, Depends(body(SecretValue))]) -> None:
+    """Store a secret, encrypted; jobs that start from now on get it."""
+    jobq.secrets.set(name, asked.value)
+
+
+@router.delete("/secrets/{name}", status_code=204, tags=["connectors"], responses=documented(404, 503))
+def remove_secret(jobq: Admin, name: str) -> None:
+    """Forget it."""
+    jobq.secrets.remove(name)
+
+
+@router.get("/connectors", tags=["connectors"], responses=documented(503))
+def list_connectors(jobq: Reader) -> Listing[StoredConnector]:
+    """All, by name. They hold names of secrets, never secrets."""
+    return whole(jobq.connectors.list())  # type: ignore[no-any-return]
+
+
+@router.post(
+    "/connectors", tags=["connectors"], responses=_WRONG,
+    openapi_extra=described(Connector, service={"name": "crm", "type": "http", "config": {"url": "https://crm.example"}}),
+)  # fmt: skip
+def put_connector(jobq: Admin, asked: Annotated[Connector, Depends(body(Connector))]) -> StoredConnector:
+    """Store one, new or in place of the one of that name."""
+    return jobq.connectors.apply([asked])[0].connector
+
+
+@router.get("/connectors/{name}", tags=["connectors"], responses=documented(404, 503))
+def get_connector(jobq: Reader, name: str) -> StoredConnector:
+    """The connector of that name."""
+    return jobq.connectors.get(name)
+
+
+@router.delete("/connectors/{name}", status_code=204, tags=["connectors"], responses=documented(404, 503))
+def remove_connector(jobq: Admin, name: str) -> None:
+    """Forget it. A Sync that names it fails from now on."""
+    jobq.connectors.remove(name)
+
+
+@router.get("/sync-states", tags=["connectors"], responses=documented(503))
+def list_sync_states(jobq: Reader) -> Listing[SyncState]:
+    """How far each domain was read."""
+    return whole(jobq.sync_states.list())  # type: ignore[no-any-return]
+
+
+@router.delete("/sync-states/{domain}", status_code=204, tags=["connectors"], responses=documented(404, 503))
+def reset_sync_state(jobq: Admin, domain: str) -> None:
+    """The next incremental Sync of the domain reads everything."""
+    jobq.sync_states.reset(domain)
+
+
+# --- keys --------------------------------------------------------------------------------------------------------------
+
+
+@router.get("/keys", tags=["keys"], responses=documented(503))
+def list_keys(jobq: Admin) -> Listing[StoredKey]:
+    """The tenant's API keys, the newest first; never the keys themselves."""
+    return whole(jobq.keys.list())  # type: ignore[no-any-return]
+
+
+@router.post(
+    "/keys", status_code=201, tags=["keys"], responses=_WRONG,
+    openapi_extra=described(KeyRequest, deploy={"name": "deploy", "scope": "run", "expires_in": "P90D"}),
+)  # fmt: skip
+def create_key(jobq: Admin, who: Asking, asked: Annotated[KeyRequest, Depends(body(KeyRequest))]) -> KeyMade:
+    """Make a key. It is shown this once."""
+    if asked.operator and not who.operator:
+        raise Forbidden("Only an operator makes operators' keys.", code="scope", pointer="/operator")
+    made = jobq.keys.create(asked.name, asked.scope, expires_in=asked.expires_in, operator=asked.operator)
+    return KeyMade(key=made.key, stored=made.stored)
+
+
+@router.delete("/keys/{key_id}", status_code=204, tags=["keys"], responses=documented(404, 503))
+def revoke_key(jobq: Admin, who: Asking, key_id: UUID) -> None:
+    """Requests with it are refused within 5 s."""
+    jobq.keys.revoke(key_id, any_tenant=who.operator)
+
+
+BODIES: list[Any] = [QueueLimit, TenantChange, SecretValue, KeyRequest]
