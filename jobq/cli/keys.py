@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="API keys for the HTTP API: made an
 def create(
     context: typer.Context,
     name: Annotated[str, Argument(metavar="NAME", help="Who or what holds it.", show_default=False)],
+    *,
     scope: Annotated[str, Option(metavar="read|run|admin", help="What it may do.")] = "run",
     expires_in: Annotated[str | None, Option(metavar="DURATION", help="Such as P90D; else it lasts for ever.")] = None,
     operator: Annotated[bool, Option("--operator", help="For all tenants; queues, tenants and workers, too.")] = False,
@@ -30,7 +31,7 @@ def create(
         write_json(document({"key": made.key, "stored": made.stored}))
         return
     say(f"made {plain(name)}, {made.stored.id}: it is not shown again", stderr=True)
-    write(made.key)
+    write(made.key + "\n")
 
 
 @app.command("list")

@@ -66,6 +66,7 @@ def run_worker(context: typer.Context, queues: str, log_format: str) -> int:
 
 def api(
     context: typer.Context,
+    *,
     host: Annotated[str, Option(help="Address to listen on. Beyond loopback an API key must exist.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 8321,
     tls_cert: Annotated[Path | None, Option(exists=True, help="PEM file: serve HTTPS.")] = None,
