@@ -24,7 +24,7 @@ from jobq.models import Artifact, Attempt, Job, LogLine, Page
 from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
 from jobq.settings import Settings
 from jobq.states import Status, Trigger
-from jobq.store import artifacts, control, logs
+from jobq.store import artifacts, control
 from jobq.store import jobs as store
 from jobq.store import why as reasons
 from jobq.store.connectors import check_references
@@ -35,6 +35,7 @@ from jobq.store.prune import prune
 from jobq.store.wakeup import announce, is_to_announce, ring
 from jobq.store.workers import database_now
 from jobq.syncs import Syncs
+from jobq.tail import Tail, follow_log
 from jobq.timeline import Event, timeline
 from jobq.validation import parse
 from jobq.workflows import Workflows
@@ -47,7 +48,7 @@ Result = TypeVar("Result")
 SYNC = "SYNC"
 _INSERTED_AT_ONCE = 5000
 _DELETED_AT_ONCE = 1000
-_LOG_PAGE = 1000
+_MOST_LINES = 1000
 
 
 class JobQ(Workflows, Syncs):
@@ -277,18 +278,21 @@ class JobQ(Workflows, Syncs):
     def logs(self, job_id: UUID, *, after: int = 0, follow: bool = False, poll: float = 0.25) -> Iterator[LogLine]:
         """The job's log behind line ``after``. ``follow``: go on until the job has ended, without gap or repeat."""
         self.get(job_id)
-        while True:
-            with self.database.read() as conn:
-                ended = store.get(conn, self.tenant, job_id).finished  # asked first: what ended has written its log
-                lines = logs.read(conn, job_id, after=after, limit=_LOG_PAGE)
-            yield from lines
-            if lines:
-                after = lines[-1].number
-            if len(lines) == _LOG_PAGE:
-                continue
-            if ended or not follow:
-                return
-            time.sleep(poll)
+        yield from follow_log(Tail(self.database), job_id, after, poll if follow else None)
+
+    def log_page(
+        self, job_id: UUID, *, after: int = 0, limit: int = 200, stream: str | None = None, text: str | None = None
+    ) -> Sequence[LogLine]:
+        """Up to ``limit`` (1 to 1000) lines behind line ``after``: of one stream, with this text in them."""
+        if not 1 <= limit <= _MOST_LINES:
+            raise InvalidInput(f"limit is between 1 and {_MOST_LINES}.", pointer="/limit")
+        found: list[LogLine] = []
+        for line in self.logs(job_id, after=after):
+            if (stream is None or line.stream == stream) and (text is None or text in line.text):
+                found.append(line)
+            if len(found) == limit:
+                break
+        return found
 
     def wait(self, job_id: UUID, timeout: float | None = None) -> Job:
         """Wait until the job has ended; a duplicate is followed to the job that it duplicates.

@@ -13,13 +13,15 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobq.api import health, jobs, operations, problems, workflows
+from jobq.api import health, jobs, logs, operations, problems, workflows
 from jobq.api.access import Access
+from jobq.api.streams import Watching
 from jobq.client import JobQ
 from jobq.connections import Connector
 from jobq.definition import Definition, JobRequest, Particulars
 from jobq.settings import Settings
 from jobq.store.jobs import new_id
+from jobq.tail import Tail
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        app.state.watching = Watching(Tail(door.database))
         yield
         if own:
             door.close()
@@ -45,7 +48,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.jobq, app.state.access = door, Access(settings, door.database)
     problems.install(app)
-    for router in (jobs.router, workflows.router, operations.router):
+    for router in (jobs.router, logs.router, workflows.router, operations.router):
         app.include_router(router, prefix="/v1", responses=problems.documented(401))
     app.include_router(health.router)
     app.add_middleware(Requests)

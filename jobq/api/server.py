@@ -45,7 +45,7 @@ class Server:
         self._settings, self.address, self._jobq = settings, address, jobq
         self._socket = _bind(address)
         self.address = Address(address.host, self._socket.getsockname()[1], address.certificate, address.key)
-        self._server = uvicorn.Server(self._config())
+        self._server = _Ending(self._config())
         self._thread = threading.Thread(target=self._serve, name="jobq-api", daemon=True)
 
     def _config(self) -> uvicorn.Config:
@@ -73,6 +73,15 @@ class Server:
         """Answer what was asked, end the streams, stop."""
         self._server.should_exit = True
         self._thread.join(_ENDS_WITHIN + 2.0)
+
+
+class _Ending(uvicorn.Server):
+    """Ends the streams first: they would go on for as long as somebody reads them."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await self.config.app.state.watching.stop()  # type: ignore[union-attr]  # it is the app that we gave
+        await super().shutdown(sockets)
 
 
 def _bind(address: Address) -> socket.socket:

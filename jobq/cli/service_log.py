@@ -12,7 +12,7 @@ import structlog
 from jobq.cli.output import plain
 from jobq.errors import InvalidInput
 
-_CHATTY = ("celery", "kombu", "alembic", "asyncio", "amqp", "redis")
+_CHATTY = ("celery", "kombu", "alembic", "asyncio", "amqp", "redis", "uvicorn")
 
 
 def configure(level: str, how: str) -> None:

@@ -6,7 +6,7 @@ a reader goes on. The head of a log is kept for good; in its tail older chunks g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobq.models import LogLine
-from jobq.store.database import Json, incoming, insert, rows_json
-from jobq.store.tables import job_logs
+from jobq.store.database import Json, id_list, incoming, insert, is_one_of, rows_json
+from jobq.store.tables import job_logs, jobs
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -78,6 +78,34 @@ def next_line(conn: Connection, job_id: UUID) -> int:
 def size(conn: Connection, job_id: UUID) -> int:
     """Stored bytes of text."""
     return int(conn.scalar(sa.select(sa.func.sum(job_logs.c.bytes)).where(job_logs.c.job_id == job_id)) or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a job's log goes, and whether the job has ended: in one look, so that an end is seen with all its lines."""
+
+    last_line: int
+    ended: bool
+
+
+def positions(conn: Connection, ids: Iterable[UUID]) -> dict[UUID, Position]:
+    """Of many jobs at once; those that do not exist (any more) are missing."""
+    dialect = conn.dialect.name
+    rows = conn.execute(_positions(dialect), {"ids": id_list(dialect, ids)})
+    return {row.id: Position(int(row.last_line or 0), row.finished_at is not None) for row in rows}
+
+
+@cache
+def _positions(dialect: str) -> Any:
+    last = (
+        sa.select(job_logs.c.first_line + job_logs.c.lines - 1)
+        .where(job_logs.c.job_id == jobs.c.id)
+        .order_by(job_logs.c.first_line.desc())
+        .limit(1)
+        .scalar_subquery()
+        .label("last_line")
+    )
+    return sa.select(jobs.c.id, jobs.c.finished_at, last).where(is_one_of(dialect, jobs.c.id, "ids"))
 
 
 def read(conn: Connection, job_id: UUID, *, after: int = 0, limit: int = 1000) -> list[LogLine]:
