@@ -133,9 +133,11 @@ class Container(Spec):
             )  # fmt: skip
         return image
 
-    @field_validator("env")
+    @field_validator("env", mode="before")
     @classmethod
-    def _env(cls, env: dict[str, str]) -> dict[str, str]:
+    def _env(cls, env: Any) -> Any:
+        if not isinstance(env, dict) or not all(isinstance(text, str) for pair in env.items() for text in pair):
+            return env  # judged as any other field is
         for key in env:
             if not key or "=" in key or "\x00" in key:
                 raise InvalidInput(

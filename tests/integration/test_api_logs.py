@@ -30,6 +30,7 @@ class Site:
     store: Store
     jobq: JobQ
     written: dict[UUID, int] = field(default_factory=dict)
+    readers: list["Reader"] = field(default_factory=list)
 
     def job(self) -> Job:
         (job_id,) = self.store.enqueue(1, tenant="default")
@@ -55,7 +56,8 @@ class Site:
             return answer.status, answer.read().decode()
 
     def stream(self, job_id: UUID, query: str = "", **headers: str) -> "Reader":
-        return Reader(self.server.address.port, f"/v1/jobs/{job_id}/logs/stream{query}", headers)
+        self.readers.append(Reader(self.server.address.port, f"/v1/jobs/{job_id}/logs/stream{query}", headers))
+        return self.readers[-1]
 
 
 class Reader:
@@ -93,6 +95,7 @@ class Reader:
         return found
 
     def close(self) -> None:
+        self.answer.close()
         self.connection.close()
 
 
@@ -101,7 +104,10 @@ def site(database_url: str) -> Iterator[Site]:
     with JobQ(settings=Settings(database_url=database_url)) as jobq:
         server = Server(jobq.settings, Address(port=0), jobq)
         server.start()
-        yield Site(server, Store(jobq.database), jobq)
+        site = Site(server, Store(jobq.database), jobq)
+        yield site
+        for reader in site.readers:
+            reader.close()
         server.stop()
 
 

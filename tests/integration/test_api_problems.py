@@ -74,7 +74,7 @@ def test_a_body_of_another_kind_is_refused(api: Api) -> None:
         ({"kind": "NOTHING", "spec": {}}, 422, "validation_error", "/kind"),
         ({"kind": "REPLICATION", "spec": {"domain": "d", "target": "t", "entity_key": "k"}}, 422, "not_enqueuable", "/kind"),
         (container(image=""), 422, "invalid_image", "/spec/image"),
-        (container(image="UPPER/case"), 422, "invalid_image", "/spec/image"),
+        (container(image="Alpine"), 422, "invalid_image", "/spec/image"),
         (container(privileged=True), 403, "forbidden_option", "/spec/privileged"),
         (container(mounts=["/:/host"]), 403, "forbidden_option", "/spec/mounts"),
         (container(network="host"), 403, "forbidden_option", "/spec/network"),
