@@ -224,10 +224,14 @@ def pause_queue(conn: Connection, queue: str, actor: str) -> int:
 
 
 def resume_queue(conn: Connection, queue: str, actor: str) -> None:
-    """The queue's jobs may start again."""
+    """The queue's jobs may start again. Resuming what is not paused changes nothing, and is no event.
+
+    An end of a pause that never began would count as time in which its jobs were held (``jobq.store.stale``).
+    """
     take_promote_lock(conn, wait=True)
-    conn.execute(sa.update(queues).where(queues.c.name == queue).values(paused_at=None))
-    add_event(conn, "", f"queue:{queue}", "resume", actor)
+    paused = sa.and_(queues.c.name == queue, queues.c.paused_at.is_not(None))
+    if conn.execute(sa.update(queues).where(paused).values(paused_at=None)).rowcount:
+        add_event(conn, "", f"queue:{queue}", "resume", actor)
 
 
 def limit_queue(conn: Connection, queue: str, limit: int | None, actor: str) -> None:

@@ -166,6 +166,13 @@ def test_the_clock_stands_while_the_queue_is_paused(store: Store) -> None:
     assert "(without the PT1M30S for which it was paused)" in store.job(job_id).message
 
 
+def test_the_clock_does_not_stand_for_a_queue_that_is_resumed_and_was_never_paused(store: Store) -> None:
+    job_id = waiting(store)
+    store.pretend(job_id, ready_at=-100)
+    store.do(control.resume_queue, QUEUE, "ann")
+    assert collect(store) == {job_id}
+
+
 def test_a_pause_that_nobody_remembers_holds_as_long_as_it_lasts(store: Store) -> None:
     waiting(store)
     store.do(control.pause_queue, QUEUE, "ann")

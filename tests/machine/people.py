@@ -240,7 +240,6 @@ class People(Ground):
             }  # fmt: skip
 
     def resume_queues(self) -> None:
-        """Also those that are not paused: the event of that reads like the end of a pause that nobody remembers."""
-        self.forgotten |= {job.id for job in self.last.live() if not self.last.paused(job.queue)}
+        """Also those that are not paused, which changes nothing."""
         for queue in QUEUES:
             self.doors["acme"].queues.resume(queue)
