@@ -87,6 +87,7 @@ def test_make_test_runs_the_suite_in_a_fresh_clone(clone: Path, environment: dic
     )
 
 
+@pytest.mark.chaos  # a suite of its own, for what a word in the Makefile decides
 def test_make_test_fails_when_a_test_fails(clone: Path, environment: dict[str, str]) -> None:
     failing = clone / "tests" / "unit" / "test_that_fails.py"
     failing.parent.mkdir(exist_ok=True)

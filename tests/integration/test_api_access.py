@@ -17,8 +17,8 @@ OPEN = {"/livez", "/readyz", "/v1/openapi.json"}
 
 
 @pytest.fixture
-def api(database_url: str) -> Iterator[Api]:
-    with Api(database_url) as api:
+def api(sqlite_url: str) -> Iterator[Api]:
+    with Api(sqlite_url) as api:
         yield api
 
 

@@ -100,8 +100,8 @@ class Reader:
 
 
 @pytest.fixture
-def site(database_url: str) -> Iterator[Site]:
-    with JobQ(settings=Settings(database_url=database_url)) as jobq:
+def site(postgres_url: str) -> Iterator[Site]:
+    with JobQ(settings=Settings(database_url=postgres_url)) as jobq:
         server = Server(jobq.settings, Address(port=0), jobq)
         server.start()
         site = Site(server, Store(jobq.database), jobq)
