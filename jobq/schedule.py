@@ -9,6 +9,7 @@ Each slot is computed from the anchor, never from when something ran: there is n
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -131,13 +132,11 @@ def parse_rfc3339(value: object, pointer: str = "") -> datetime:
 
     Digits beyond microseconds are dropped. Raises InvalidInput ``invalid_schedule``.
     """
-    try:
+    with suppress(ValueError, OverflowError):  # no such day, or none in UTC: refused below, as all else is
         if isinstance(value, datetime) and value.utcoffset() is not None:
             return value.astimezone(UTC)
         if isinstance(value, str) and _RFC_3339.fullmatch(value):
             return datetime.fromisoformat(value.upper()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
     missing = "a datetime without an offset" if isinstance(value, datetime) else repr(value)[:100]
     raise _invalid(
         f"An instant must have a date, a time and an offset; {missing} is none.",
@@ -358,12 +357,10 @@ def _parse_start(value: object) -> datetime:
 
 def _zone(key: object) -> None:
     """Refuse what is no IANA zone: looked up in the system's zone database, then in the package ``tzdata``."""
-    try:
+    with suppress(OSError, ValueError, KeyError):
         if isinstance(key, str) and _ZONE.fullmatch(key):
             ZoneInfo(key)
             return
-    except (OSError, ValueError, KeyError):
-        pass
     raise _invalid(
         f"{str(key)[:100]!r} is no time zone.",
         "/timezone",
