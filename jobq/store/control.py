@@ -49,7 +49,7 @@ def _lock(conn: Connection, tenant: str | None, job_id: UUID, *, to_stop: bool =
 
 
 def cancel(conn: Connection, tenant: str | None, job_id: UUID, actor: str, *, forced: bool = False) -> None:
-    """Cancel a job: at once while it waits; a running one is asked to stop and ends within a renewal (5 s).
+    """Cancel a job: at once while it waits; a running one is asked to stop at its next renewal, within 5 s.
 
     A SYNC with children is dequeued: from now on none of them starts, those that wait are canceled, and it ends when
     the last one that runs has ended. Raises Conflict ``already_finished`` if the job has ended.
