@@ -340,6 +340,7 @@ def test_nothing_is_sent_while_a_sync_is_paused_nor_after_it_was_canceled(stage:
         return len(stage.crm.writes("held"))
 
     job = stage.start("held", [stage.service("held", concurrency=at_once)])
+    wait_until(lambda: state(stage, job.id) == (Status.RUNNING, Reason.FANNED_OUT), 30, what="all to be read")
     stage.reached(job.id, 40)
     stage.command("job", "pause", str(job.id))
     before, began = sent(), time.monotonic()
