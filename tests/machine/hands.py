@@ -22,6 +22,7 @@ from tests.stores import identity
 
 LEASE = 30.0
 HOSTED = ("HOSTED",)
+NEAR = (-1, 0, 1)
 PLENTY = {"noop": 3, "slow": 2}
 offers = st.sampled_from([{"noop": 2}, PLENTY, {"slow": 1}])
 hosts = st.sampled_from([None, "h1", "h2"])
@@ -201,8 +202,11 @@ class Machine(Schedulers):
     @rule(number=st.integers(0, 20), other=numbers)
     def note(self, number: int, other: int) -> None:
         """All who ever had two jobs keep a checkpoint of them, or try to: only their present owners can."""
-        chosen = {self.pick(self.of_running() or self.claims, number)[1].id, self.pick(self.jobs(), other).id}
-        asked = {Held(job.id, job.attempt, by) for by, job in self.claims if job.id in chosen}
+        self.keep_notes({self.pick(self.of_running() or self.claims, number)[1].id, self.pick(self.jobs(), other).id})
+
+    def keep_notes(self, chosen: set[UUID]) -> None:
+        """By all who ever had one of these jobs, by others, and under attempts that are over or never were."""
+        asked = {Held(job.id, job.attempt + shift, by) for by, job in self.claims if job.id in chosen for shift in NEAR}
         asked |= {Held(held.job_id, held.attempt, hand.id) for held in list(asked) for hand in self.hands[-2:]}
         ours = asked & {Held(job.id, job.attempt, job.worker_id) for job in self.jobs(status="RUNNING")}
 
@@ -235,6 +239,11 @@ class Machine(Schedulers):
 
     def record_of(self, hand: Hand, said: list[str]) -> None:
         reports = list(zip(hand.held.values(), said, strict=False))
+        for job, word in reports:  # those who may not write come first
+            for other in self.hands:
+                for shift in NEAR:
+                    self.report_falsely(other.id, job, shift, word)
+        self.keep_notes({job.id for job, _ in reports})
         self.report(hand.id, reports)
         for job, _ in reports:
             del hand.held[job.id]
@@ -282,7 +291,9 @@ class Machine(Schedulers):
     def forge(self, number: int, other: int, shift: int, word: str) -> None:
         """A report under a wrong identity, or on another attempt, is refused."""
         owner, job = self.pick(self.of_running() or self.claims, number)
-        by = owner if shift else self.pick(self.hands, other).id
+        self.report_falsely(owner if shift else self.pick(self.hands, other).id, job, shift, word)
+
+    def report_falsely(self, by: UUID, job: Claimed, shift: int, word: str) -> None:
         row = self.last.jobs.get(job.id)
         if row is not None and (row.worker_id, row.attempt) == (by, job.attempt + shift):
             return  # it would be no forgery
