@@ -319,16 +319,18 @@ def mark_executing(
     ``host``: where their work lives, for those that were claimed before that was known.
     """
     dialect = conn.dialect.name
-    ids = id_list(dialect, (job_id for job_id, _ in running))
-    conn.execute(_executing(dialect), {"worker": worker_id, "ids": ids, "on_host": host})
+    marks = rows_json([{"id": job_id, "attempt": attempt} for job_id, attempt in running])
+    conn.execute(_executing(dialect), {"worker": worker_id, "marks": marks, "on_host": host})
 
 
 @cache
 def _executing(dialect: str) -> Any:
+    mark = incoming(dialect, "marks", {"id": sa.Uuid(), "attempt": sa.Integer()})
     return (
         sa.update(jobs)
         .where(
-            is_one_of(dialect, jobs.c.id, "ids"),
+            jobs.c.id == mark.c.id,
+            jobs.c.attempt == mark.c.attempt,
             jobs.c.worker_id.is_not_distinct_from(sa.bindparam("worker", type_=sa.Uuid)),
             jobs.c.reason.in_([Reason.PREPARING.value, Reason.EXECUTING.value]),
         )

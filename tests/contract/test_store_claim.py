@@ -152,9 +152,10 @@ def test_work_that_lives_on_a_host_is_prepared_first_and_its_host_is_noted(store
     assert (store.state(hosted), store.row(hosted).host) == ("RUNNING·preparing", "engine-1")
 
 
-def test_prepared_work_is_executing_only_for_its_owner(store: Store, worker: UUID) -> None:
+def test_prepared_work_is_executing_only_for_its_owner_and_under_its_attempt(store: Store, worker: UUID) -> None:
     job = store.running(worker, host="engine-1")[0]
     store.do(claims.mark_executing, store.worker(), [(job.id, 1)])
+    store.do(claims.mark_executing, worker, [(job.id, 0), (job.id, 2)])
     assert store.state(job.id) == "RUNNING·preparing"
     store.do(claims.mark_executing, worker, [(job.id, 1), (new_id(), 1)])
     assert store.state(job.id) == "RUNNING·executing"

@@ -25,7 +25,7 @@ HOSTED = ("HOSTED",)
 NEAR = (-1, 0, 1)
 PLENTY = {"noop": 3, "slow": 2}
 offers = st.sampled_from([{"noop": 2}, PLENTY, {"slow": 1}])
-hosts = st.sampled_from([None, "h1", "h2"])
+hosts = st.sampled_from(["h1", "h2", None])
 rooms = st.integers(1, 4)
 words = st.sampled_from(["success", "success", "fail", "fail", *sorted(OUTCOMES)])
 
@@ -52,7 +52,9 @@ class Machine(Schedulers):
         """Something to do, and somebody who does it."""
         self.start(PLENTY, host)
         self.start(offer, None)
-        self.enqueue_many("acme", "noop", 3, None)
+        self.enqueue_many("acme", "noop", 2, None)
+        for lost in (True, False):
+            self.enqueue("acme", "noop", None, None, [], 3, 9, True, lost, None)
 
     @precondition(lambda self: len(self.live_hands()) < 4)
     @rule(offer=offers, host=hosts)
@@ -116,6 +118,17 @@ class Machine(Schedulers):
             worst = min((self.last.jobs[job.id].priority for job in taken), default=9)
             assert all(self.last.jobs[job_id].priority <= worst for job_id in left)
             self.taken(hand, taken, heard=heard)
+
+    def knock(self) -> None:
+        """Everybody asks for what is not to be had: jobs that are not queued, and, being dead, any at all."""
+        closed = [job.id for job in self.jobs() if job.status != "QUEUED"]
+        for hand in self.hands:
+            dead = not self.alive(hand)
+            for queue in hand.queues:
+                ids = [job.id for job in self.jobs()] if dead else closed
+                assert not self.store.do(claims.claim, self.claimant(hand), queue, ids)
+                assert not dead or not self.store.do(claims.claim_waiting, self.claimant(hand), queue, 5)
+            assert not dead or hand.host is None or not self.store.do(workers.adopt, hand.id, hand.host, 50)
 
     @staticmethod
     def claimant(hand: Hand) -> Claimant:
@@ -319,6 +332,7 @@ class Machine(Schedulers):
         if self.jobs(reason="ready"):
             self.promote(published=True)
             self.check()
+        self.knock()
         if self.jobs(status="QUEUED"):
             self.claim_waiting(number, room, heard=True)
             self.check()

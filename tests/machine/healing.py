@@ -5,13 +5,13 @@ from __future__ import annotations
 from jobq.models import WorkflowStatus
 from jobq.store import claim as claims
 from jobq.store import promote
+from tests.machine.deaths import Deaths
 from tests.machine.ground import QUEUES, Hand
-from tests.machine.hands import Machine
 
 PLENTY = dict.fromkeys(QUEUES, 100)
 
 
-class Healing(Machine):
+class Healing(Deaths):
     """The machine, with the proof that nothing was stuck."""
 
     def teardown(self) -> None:
