@@ -75,6 +75,10 @@ class Executors:
         hosts = (getattr(executor, "host", None) for _, executor in found)
         return tuple(kind for kind, _ in found), next(filter(None, hosts), None)
 
+    def is_away(self, kind: str) -> bool:
+        """The place where this kind's work lives cannot be reached at the moment."""
+        return getattr(self._executors.get(kind), "host", "") is None
+
     def find(self, kind: str) -> Any | None:
         """The executor of a kind, if it is open."""
         return self._executors.get(kind)

@@ -24,6 +24,7 @@ from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound, Unavai
 from jobq.models import Outcome
 from jobq.plugins import Context, JobRef, Stop
 from jobq.retry import RetryPolicy, stored_policy
+from jobq.states import Reason
 from jobq.store.claim import Claimant, Claimed, Held, Report, claim, claim_waiting
 from jobq.store.database import Database
 from jobq.store.fanout import QUEUE as CHILDREN
@@ -92,6 +93,8 @@ class Runner:
         self.last_hint: dict[str, float] = {}
         self.overflowed: set[str] = set()
         """Queues with promoted jobs that had no room here: claimed without a hint as soon as there is."""
+        self._resting: dict[str, str] = {}
+        """Queues of which nothing is claimed for now, and the kind whose host is away."""
 
     # --- claim ---------------------------------------------------------------------------------------------
 
@@ -111,6 +114,14 @@ class Runner:
         """Claim QUEUED jobs straight from the database; returns how many there were."""
         taken = self._slots.take(queue, at_most)
         return self._claim(queue, taken, lambda conn, by: claim_waiting(conn, by, queue, taken)) if taken else 0
+
+    def resume_queues(self) -> None:
+        """Claim again where the host is back that a queue's jobs were in need of."""
+        for queue, kind in list(self._resting.items()):
+            if not self._executors.is_away(kind):
+                del self._resting[queue]
+                self._slots.resume(queue)
+                log.info("jobs of %s are claimed again: the host of %s is back", queue, kind)
 
     def _claim(self, queue: str, taken: int, work: Callable[[Any, Claimant], list[Claimed]]) -> int:
         jobs: list[Claimed] = []
@@ -178,10 +189,22 @@ class Runner:
             if stop is Stop.FENCED:
                 await self._clear_up(running)
             return
+        if outcome.reason is Reason.REQUEUED and self._executors.is_away(job.kind):
+            self._rest(job.queue, job.kind)
         self._recorder.put(
             running.owner,
             Report(job.id, job.attempt, outcome, job.started_at, running.retry, running.ctx.steps, drained),
         )
+
+    def _rest(self, queue: str, kind: str) -> None:
+        """Claim no more of a queue whose jobs would only come back: other workers may have a host for them.
+
+        A job is requeued twenty times at most, so that an absence of minutes would end all that wait.
+        """
+        if queue not in self._resting:
+            self._resting[queue] = kind
+            self._slots.rest(queue)
+            log.warning("no jobs of %s are claimed for now: the host of %s is away", queue, kind)
 
     async def _execute(self, running: Running) -> Outcome:
         """The outcome of the executor, or of what kept it from having one. Never raises."""

@@ -105,6 +105,7 @@ class Worker:
         """Claim from the database where a queue has free slots and no hint came for a while."""
         if self._draining:
             return _LONGEST_LOOK
+        self.runner.resume_queues()
         waits = [self._look_into(queue) for queue in self.slots.capacity]
         return min(waits)
 

@@ -37,16 +37,17 @@ class Slots:
         self._free = dict(capacity)
         self._changed = threading.Condition()
         self._closed = False
+        self._resting = set[str]()
 
     def take(self, queue: str, wanted: int, wait: float = 0.0) -> int:
         """Take up to ``wanted`` free slots, waiting up to ``wait`` seconds for the first; 0: none, or closed."""
         ends = time.monotonic() + wait
         with self._changed:
-            while not self._closed and self._free.get(queue, 0) <= 0:
+            while not self._closed and self.free(queue) <= 0:
                 left = ends - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     return 0
-            taken = 0 if self._closed else min(self._free.get(queue, 0), wanted)
+            taken = 0 if self._closed else min(self.free(queue), wanted)
             if taken:
                 self._free[queue] -= taken
             return taken
@@ -59,8 +60,19 @@ class Slots:
                 self._changed.notify_all()
 
     def free(self, queue: str) -> int:
-        """How many slots are free at the moment."""
-        return self._free.get(queue, 0)
+        """How many slots can be taken at the moment."""
+        return 0 if queue in self._resting else self._free.get(queue, 0)
+
+    def rest(self, queue: str) -> None:
+        """No slot of this queue is taken until ``resume``: what its jobs need here is away."""
+        with self._changed:
+            self._resting.add(queue)
+
+    def resume(self, queue: str) -> None:
+        """The queue's slots can be taken again."""
+        with self._changed:
+            self._resting.discard(queue)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """No slot is taken any more; who waits for one gets none."""

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import pytest
 
-from jobq import Container, Context, Outcome, Settings
+from jobq import Container, Context, Heartbeat, Outcome, Settings
 from jobq.plugins import BUILT_IN, Kind
-from jobq.states import Status
+from jobq.states import Reason, Status
 from jobq.testing import running
 from tests import services
 from tests.services import wait_until
@@ -78,3 +78,22 @@ def test_an_engine_that_goes_away_is_said_once_without_a_traceback(
         wait_until(lambda: len(sweeps) > 4, timeout=30, what="the sweep to find no engine again and again")
     assert caplog.text.count("the loop sweep waits:") == 1, caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_a_worker_whose_engine_is_away_takes_no_containers_and_takes_them_when_it_is_back(
+    docker_engine: services.Docker,
+) -> None:
+    """Each claim would cost a job one of its twenty requeues."""
+    spec = {"image": docker_engine.image, "command": ["true"]}
+    with running(Settings(docker_host=docker_engine.url), queues={"container": 8, "heartbeat": 2}) as jobq:
+        docker_engine.kill()
+        first = jobq.enqueue(spec, kind="CONTAINER")
+        wait_until(lambda: jobq.attempts(first.id), timeout=30, what="one job to find no engine")
+        later = [jobq.enqueue(spec, kind="CONTAINER").id for _ in range(4)]
+        probe = jobq.enqueue(Heartbeat(endpoint="http://nowhere.invalid/"), retry={"max_attempts": 1})
+        assert jobq.wait(probe.id, timeout=30).status is Status.FAILED, "other queues go on"
+        wait_until(lambda: jobq.get(first.id).reason is Reason.DISPATCHED, timeout=40, what="it to come again")
+        assert [jobq.get(job).attempt for job in [first.id, *later]] == [1, 0, 0, 0, 0]
+        docker_engine.start()
+        assert {jobq.wait(job, timeout=60).status for job in [first.id, *later]} == {Status.COMPLETED}
+        assert {len(jobq.attempts(job)) for job in later} == {1}

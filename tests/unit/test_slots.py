@@ -68,6 +68,18 @@ def test_taking_nothing_takes_nothing() -> None:
     assert slots.free("a") == 1
 
 
+def test_a_queue_that_rests_gives_none_until_it_is_resumed_which_wakes_who_waits() -> None:
+    slots = Slots({"a": 2, "b": 1})
+    slots.take("a", 1)
+    slots.rest("a")
+    assert (slots.free("a"), slots.take("a", 1), slots.take("b", 1)) == (0, 0, 1)
+    slots.give("a", 1)
+    thread, got = in_a_thread(lambda: slots.take("a", 5, 30))
+    slots.resume("a")
+    thread.join(5)
+    assert got == [2]
+
+
 def in_a_thread(work: Callable[[], int]) -> tuple[threading.Thread, list[int]]:
     got: list[int] = []
     thread = threading.Thread(target=lambda: got.append(work()))
