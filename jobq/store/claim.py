@@ -118,7 +118,7 @@ def _take_waiting(dialect: str) -> Any:
             jobs.c.next_send_at.is_not(None),
             jobs.c.desired == "RUN",
         )
-        .order_by(jobs.c.priority.desc(), jobs.c.next_send_at)
+        .order_by(jobs.c.priority.desc(), jobs.c.next_send_at, jobs.c.id)
         .limit(sa.bindparam("room", type_=sa.Integer))
         .with_for_update(skip_locked=True)
     )

@@ -39,7 +39,7 @@ def _due() -> Any:
     return (
         sa.select(workflows, now().label("now"))
         .where(workflows.c.next_fire_at <= now())
-        .order_by(workflows.c.next_fire_at)
+        .order_by(workflows.c.next_fire_at, workflows.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .with_for_update(skip_locked=True, of=workflows)
     )

@@ -7,7 +7,7 @@ the moment that setting it returned. The cost of a tick depends on what is in fl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -47,6 +47,14 @@ class Cursor:
     after: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Where the next tick starts to look, per queue."""
     turns: Turns = field(default_factory=Turns)
+    ticks: int = 0
+
+    def in_turn(self, queues: Iterable[str]) -> list[str]:
+        """Another queue is the first with each tick: a tenant at its limit gets some of all that it waits for."""
+        ordered = sorted(queues)
+        first = self.ticks % len(ordered) if ordered else 0
+        self.ticks += 1
+        return ordered[first:] + ordered[:first]
 
 
 def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -> Promoted:
@@ -56,7 +64,7 @@ def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -
     load = read_load(conn)
     load.turns = cursor.turns
     done = Promoted(in_flight=Counter(load.queues))
-    for queue in load.slots:
+    for queue in cursor.in_turn(load.slots):
         room = load.room(queue, ended_lately.get(queue, 0))
         candidates, more = _candidates(conn, queue, max(room, 1), cursor)
         if not candidates:

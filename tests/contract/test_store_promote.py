@@ -13,8 +13,8 @@ def tenants(store: Store, ids: Iterable[UUID]) -> Counter[str]:
     return Counter(store.job(job_id).tenant for job_id in ids)
 
 
-def end_all(store: Store, worker: UUID, ids: list[UUID]) -> None:
-    for job in store.claim(worker, ids):
+def end_all(store: Store, worker: UUID, ids: list[UUID], queue: str = QUEUE) -> None:
+    for job in store.claim(worker, ids, queue):
         store.end(worker, job)
 
 
@@ -177,6 +177,19 @@ def test_the_limit_of_a_tenant_is_exact_over_all_queues(store: Store) -> None:
     promoted = [job_id for ids in store.promote().values() for job_id in ids]
     assert tenants(store, promoted) == {"acme": 5, "other": 4}
     assert store.promote() == {}
+
+
+def test_a_tenant_at_its_limit_gets_some_of_every_queue_in_turn(store: Store) -> None:
+    worker = store.worker({"a": 100, "b": 100, "c": 100})
+    store.do(control.set_tenant, "acme", "ann", limit=1)
+    for queue in "abc":
+        store.enqueue(3, tenant="acme", queue=queue)
+    served = []
+    for _ in range(6):
+        ((queue, ids),) = store.promote().items()
+        served.append(queue)
+        end_all(store, worker, ids, queue)
+    assert {queue: served.count(queue) for queue in served} == {"a": 2, "b": 2, "c": 2}
 
 
 def test_the_limit_of_a_tenant_holds_also_where_nobody_else_waits(store: Store) -> None:

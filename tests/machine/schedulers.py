@@ -58,7 +58,7 @@ class Schedulers(Flows):
         """Not published: the scheduler died behind its commit."""
         batches = self.store.promote()
         self.judge(batches)
-        for queue, ids in batches.items():
+        for queue, ids in sorted(batches.items()):
             if published:
                 self.publish(queue, ids)
             for job_id in ids:
