@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.services import child
+
 ROOT = Path(__file__).parent.parent
 JOBQ = Path(sys.executable).parent / "jobq"
 
@@ -38,11 +40,15 @@ class Warm:
     """A Python that has loaded what most commands load, and forks for each: a tenth of the time of a cold start."""
 
     _SCRIPT = """
-import json, os, sys
+import functools, gc, json, os, sys
 import alembic.command, alembic.migration, psycopg, rich.console, rich.table, sqlalchemy.dialects.postgresql.psycopg
 import jobq.broker, jobq.cli.checks, jobq.cli.job_page, jobq.client, jobq.manifest
-from jobq.cli import main
+import typer.main
+from jobq.cli import app, main
 
+typer.main.get_command = functools.cache(typer.main.get_command)
+typer.main.get_command(app)
+gc.freeze()
 for line in sys.stdin:
     told = json.loads(line)
     child = os.fork()
@@ -143,10 +149,7 @@ class Command:
         """A command that goes on; what it prints goes to files, see `printed`."""
         number = len(self.started)
         with (self.folder / f"{number}.out").open("wb") as out, (self.folder / f"{number}.err").open("wb") as err:
-            process = subprocess.Popen(
-                [JOBQ, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                cwd=self.folder, start_new_session=True,
-            )  # fmt: skip
+            process = child([JOBQ, *arguments], env=self.environment, stdout=out, stderr=err, cwd=self.folder)
         self.started.append(process)
         return process
 

@@ -1,7 +1,9 @@
 """Fixtures: real servers once a session, a fresh database, virtual host or empty Redis for each test."""
 
+import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,11 @@ from tests import services
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler)
+
+# Some machines keep no bytecode. Each of the thousand processes that the tests start would then compile all that it
+# imports, which is most of what a short one does.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 NEEDS = {
     "postgres_server": "needs_postgres",

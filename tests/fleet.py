@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from jobq import JobQ, Settings
-from tests.services import wait_until
+from tests.services import child, wait_until
 
 ROOT = Path(__file__).parent.parent
 JOBQ = Path(sys.executable).parent / "jobq"
@@ -64,13 +64,9 @@ class Fleet:
         self.jobq.close()
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
-        """A process of the fleet; what it prints goes to a file."""
-        log = (self.folder / f"{len(self.processes)}.log").open("wb")
-        process = subprocess.Popen(
-            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-        log.close()
+        """A process of the fleet, which dies with this one; what it prints goes to a file."""
+        with (self.folder / f"{len(self.processes)}.log").open("wb") as log:
+            process = child(command, env=self.environment, stdout=log, stderr=log)
         self.processes.append(process)
         return process
 

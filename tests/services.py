@@ -18,11 +18,11 @@ import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -119,6 +119,16 @@ def free_port() -> int:
 _forks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="services")
 
 
+def child(command: Sequence[str | Path], *, user: str | None = None, **how: Any) -> subprocess.Popen[bytes]:
+    """Start a process that the kernel kills when this one dies, in any way; ``how``: as Popen takes it.
+
+    It stands apart: in a session of its own, without standard input. ``user`` matters to root only.
+    """
+    command = ["setpriv", "--pdeathsig", "KILL", *_as_user(user), "--", *command]
+    apart = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    return _forks.submit(lambda: subprocess.Popen(command, **{**apart, **how})).result()
+
+
 def spawn(
     command: list[str],
     *,
@@ -126,23 +136,9 @@ def spawn(
     env: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a process that the kernel kills when this one dies, in any way; `user` matters to root only."""
-    command = ["setpriv", "--pdeathsig", "KILL", *_as_user(user), "--", *command]
-    environment = {**os.environ, **(env or {})}
-
-    def fork() -> subprocess.Popen[bytes]:
-        with (log or Path(os.devnull)).open("ab") as output:
-            return subprocess.Popen(
-                command,
-                env=environment,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-    return _forks.submit(fork).result()
+    """Start a server, as a child of this process: in this environment and ``env``; what it prints goes to the log."""
+    with (log or Path(os.devnull)).open("ab") as output:
+        return child(command, user=user, env={**os.environ, **(env or {})}, cwd="/", stdout=output, stderr=output)
 
 
 def _as_user(user: str | None) -> list[str]:

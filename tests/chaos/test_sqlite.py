@@ -15,7 +15,7 @@ import pytest
 
 from tests.fleet import Fleet
 from tests.outages import QUICK, Work, nothing_was_refused_and_done, outlast, refused, report
-from tests.services import require_root, wait_until
+from tests.services import child, require_root, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(480)]
 
@@ -72,8 +72,7 @@ def test_what_a_killed_application_was_told_is_stored_and_nothing_is_stored_in_p
             out = tmp_path / f"customer{number}"
             with out.open("wb") as output:
                 customers = [
-                    subprocess.Popen([sys.executable, "-c", CUSTOMER], env=fleet.environment, stdout=output)
-                    for _ in range(2)
+                    child([sys.executable, "-c", CUSTOMER], env=fleet.environment, stdout=output) for _ in range(2)
                 ]
                 wait_until(lambda out=out: out.read_text().count("\n") >= 4, timeout=60, what="jobs to be accepted")
                 for customer in customers:

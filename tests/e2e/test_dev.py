@@ -41,10 +41,9 @@ class Dev:
     def __init__(self, environment: dict[str, str], output: Path, *arguments: str) -> None:
         self.output = output
         with output.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [JOBQ, "dev", *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=stream,
-                stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            self.process = services.child(
+                [JOBQ, "dev", *arguments], env=environment, stdout=stream, stderr=subprocess.STDOUT
+            )
 
     @property
     def text(self) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,8 @@ from jobq import JobQ, Settings
 from jobq.manifest import load_file
 from jobq.settings import Policy
 from jobq.testing import running
+from tests.command import Command
 from tests.doubles import STAND_INS
-from tests.fleet import JOBQ
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -91,14 +90,13 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_in_a_document_exists_with_its_options(command: str) -> None:
+def test_a_command_in_a_document_exists_with_its_options(command: str, tmp_path: Path) -> None:
     words, _, _ = command.partition(" -- ")
     names = re.match(r"jobq((?: [a-z][a-z-]*)*)", words)
     assert names
-    done = subprocess.run([JOBQ, *names[1].split(), "--help"], capture_output=True, text=True, check=False)
-    known = subprocess.run([JOBQ, "--help"], capture_output=True, text=True, check=True).stdout + done.stdout
+    jobq = Command(tmp_path, is_warm=True)
+    known = jobq.ok("--help").out + jobq.ok(*names[1].split(), "--help").out
 
-    assert done.returncode == 0, done.stderr
     assert not [option for option in re.findall(r"\s(--?[a-zA-Z][\w-]*)", words) if option not in known]
 
 

@@ -62,9 +62,7 @@ def test_customers_yaml_runs_as_its_first_lines_say(tmp_path: Path) -> None:
         tmp_path, JOBQ_SECRET_KEY="a key of your own, long enough", JOBQ_POLICY__PROBE_NETWORKS='["127.0.0.0/8"]',
         JOBQ_POLICY__AREAS=json.dumps([str(folder)]), JOBQ_DOCKER_HOST=f"unix://{tmp_path}/docker.sock",
     )  # fmt: skip
-    service = subprocess.Popen(
-        [sys.executable, EXAMPLES / "customers_service.py", str(port)], stdout=subprocess.DEVNULL
-    )
+    service = services.child([sys.executable, EXAMPLES / "customers_service.py", str(port)], stdout=subprocess.DEVNULL)
     try:
         dev = command.start("dev")
         wait_until(lambda: "Ctrl-C stops it" in command.printed(dev), 30, what="jobq dev")

@@ -145,23 +145,47 @@ def test_a_server_dies_with_the_process_that_started_it(server: type[services.Se
     services.require(*server.programs)
     if server is services.Docker:
         services.require_root("a private dockerd")
-    script = tmp_path / "victim.py"
-    script.write_text(
-        "import json, os, signal\n"
-        f"from tests.services import {server.__name__} as Server, descendants\n"
+    script = (
+        f"from tests.services import {server.__name__} as Server\n"
         "server = Server().__enter__()\n"
-        "print(json.dumps([str(server.folder), list(descendants(os.getpid()))]), flush=True)\n"
+        f"open({str(tmp_path / 'folder')!r}, 'w').write(str(server.folder))\n"
+    )
+    try:
+        dies_with_its_children(script)
+    finally:
+        shutil.rmtree((tmp_path / "folder").read_text())
+
+
+def test_a_fleet_dies_with_the_process_that_started_it(tmp_path: Path, sqlite_url: str) -> None:
+    """Also with one whose thread has ended: the kernel sends the signal when the thread that forked ends."""
+    script = (
+        "import pathlib, threading\n"
+        "from tests.fleet import Fleet\n"
+        f"fleet = Fleet(pathlib.Path({str(tmp_path)!r}), {sqlite_url!r}, 'redis://127.0.0.1:1/0')\n"
+        "starter = threading.Thread(target=fleet.scheduler)\n"
+        "starter.start()\n"
+        "starter.join()\n"
+        "fleet.worker()\n"
+        "assert fleet.processes[0].poll() is None\n"
+    )
+    assert len(dies_with_its_children(script)) == 2
+
+
+def dies_with_its_children(script: str) -> list[int]:
+    """Run it in a process that then kills itself, and wait until none of its children is left; their ids."""
+    end = (
+        "\nimport json, os, signal\n"
+        "from tests.services import descendants\n"
+        "print(json.dumps(list(descendants(os.getpid()))), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    victim = subprocess.run([sys.executable, script], env=environment, stdout=subprocess.PIPE, check=False)
+    victim = subprocess.run([sys.executable, "-c", script + end], env=environment, stdout=subprocess.PIPE, check=False)
     assert victim.returncode == -signal.SIGKILL
-    folder, processes = json.loads(victim.stdout)
-    try:
-        assert len(processes) > 1
-        wait_until(lambda: not any(map(running, processes)), what="the end of the server")
-    finally:
-        shutil.rmtree(folder)
+    _itself, *children = json.loads(victim.stdout)
+    assert children
+    wait_until(lambda: not any(map(running, children)), what="their end")
+    return children
 
 
 def test_waiting_in_vain_says_for_what() -> None:
