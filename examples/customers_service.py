@@ -1,7 +1,7 @@
 """A small service on this machine for the examples: it has customers, and takes subscribers of a newsletter.
 
     GET /customers?page=1    ten customers a page; needs "Authorization: Bearer open-sesame"
-    PUT /subscribers/ID      at most four a second, else 429 with Retry-After; 422 for an address that is none
+    PUT /subscribers/ID      at each fifth it rests for a second: 429 with Retry-After; 422 for an address that is none
 
 customers_sync.py starts it. For customers.yaml, run it: python examples/customers_service.py
 """
@@ -9,9 +9,8 @@ customers_sync.py starts it. For customers.yaml, run it: python examples/custome
 import json
 import sys
 import time
-from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from itertools import count
 from urllib.parse import parse_qs, urlsplit
 
 PORT = 8321
@@ -36,7 +35,8 @@ CUSTOMERS[7]["email"] = "hedy at example"  # number 8
 
 class Service(BaseHTTPRequestHandler):
     mended = False
-    recent: ClassVar[deque[float]] = deque(maxlen=4)
+    asked = count(1)
+    rests_until = 0.0
 
     def do_GET(self) -> None:
         place = urlsplit(self.path)
@@ -47,9 +47,10 @@ class Service(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         subscriber = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if len(self.recent) == 4 and time.monotonic() - self.recent[0] < 1:
+        if next(self.asked) % 5 == 0:
+            Service.rests_until = time.monotonic() + 1
+        if time.monotonic() < self.rests_until:
             return self.answer(429, {"error": "not so fast"})
-        self.recent.append(time.monotonic())
         if "@" not in subscriber["email"] and not self.mended:
             return self.answer(422, {"error": "no such address"})
         return self.answer(201, {"number": f"S-{self.path.rpartition('/')[2]}"})

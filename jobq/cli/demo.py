@@ -9,7 +9,6 @@ import shutil
 import tarfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -47,8 +46,8 @@ _ENGINE_WITHIN = 3.0
 class Site:
     """A free port of this machine. Pages: /ok, /slow, /flaky (fails every third time) and /down (503).
 
-    And a service: /customers lists some, of which a few change from one time to the next; /subscribers takes them, a
-    few a second, and one of them every third time only.
+    And a service: /customers lists some, of which a few change from one time to the next; /subscribers takes them, but
+    rests for a second at each fifth, and takes one of them every third time only.
     """
 
     def __init__(self) -> None:
@@ -71,7 +70,8 @@ class _Pages(BaseHTTPRequestHandler):
     _asked: ClassVar[count[int]] = count(1)
     _listed: ClassVar[count[int]] = count()
     _refused: ClassVar[count[int]] = count(1)
-    _taken: ClassVar[deque[float]] = deque(maxlen=4)
+    _put: ClassVar[count[int]] = count(1)
+    _rests_until: ClassVar[float] = 0.0
 
     def do_GET(self) -> None:
         if self.path == "/customers":
@@ -80,9 +80,10 @@ class _Pages(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if len(self._taken) == self._taken.maxlen and time.monotonic() - self._taken[0] < 1:
+        if next(self._put) % 5 == 0:
+            _Pages._rests_until = time.monotonic() + 1
+        if time.monotonic() < self._rests_until:
             return self._send(429, "not so fast")
-        self._taken.append(time.monotonic())
         if self.path == f"/subscribers/{NO_ADDRESS}" and next(self._refused) % 3:
             return self._send(422, "no such address")
         return self._send(201, "subscribed")

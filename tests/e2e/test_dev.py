@@ -60,7 +60,10 @@ class Dev:
             assert self.process.poll() is None, self.text
             return re.search(pattern, self.text, re.MULTILINE)
 
-        match = wait_until(found, timeout=timeout, what=f"{pattern} in\n{self.text}")
+        try:
+            match = wait_until(found, timeout=timeout, what=pattern)
+        except TimeoutError as error:
+            raise AssertionError(self.text) from error
         assert match is not None
         return match
 
@@ -172,7 +175,7 @@ def test_a_running_container_does_not_hold_up_the_end(
         wait_until(lambda: jobq.get(job.id).reason is Reason.EXECUTING, timeout=20, what="the container")
         began = time.monotonic()
         assert dev.stop(signal.SIGINT) == 0
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 20  # the container has ten minutes to go
 
         # Started again, it takes the container over where it is: nothing is run twice.
         again = start(JOBQ_DATABASE_URL=url, JOBQ_DOCKER_HOST=docker_engine.url)
@@ -207,7 +210,7 @@ def test_containers_run_where_there_is_an_engine(start: Callable[..., Dev], dock
 def test_it_says_why_it_cannot_start(start: Callable[..., Dev], environment_of_it: dict[str, str], said: str) -> None:
     dev = start(**environment_of_it)
 
-    assert dev.process.wait(30) == 2
+    assert dev.process.wait(60) == 2
     assert said in dev.text
     assert "Traceback" not in dev.text
 

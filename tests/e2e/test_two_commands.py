@@ -73,10 +73,10 @@ def test_make_run_shows_jobs_that_complete_and_ends_at_control_c(demo: subproces
     _make, jobq, *_others = everybody = list(descendants(demo.pid))
     started = time.monotonic()
     os.kill(jobq, signal.SIGINT)
-    wait_until(lambda: demo.poll() is not None, timeout=10, what="the end of make run")
+    wait_until(lambda: demo.poll() is not None, timeout=20, what="the end of make run")
     text = output.read_text()
     assert demo.returncode == 0, text[-4000:]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert "Traceback" not in text
     assert not any(map(running, everybody)), "processes outlived make run"
 

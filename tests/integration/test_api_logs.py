@@ -221,7 +221,7 @@ def test_streams_end_with_the_server(site: Site) -> None:
     began = time.monotonic()
     site.server.stop()
     list(reader)
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 10
 
 
 def test_python_and_http_follow_the_same_log(site: Site) -> None:

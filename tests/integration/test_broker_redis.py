@@ -55,8 +55,8 @@ def test_a_redis_that_lost_everything_midway_delays_jobs_by_seconds(stack: Stack
     began = time.monotonic()
     stack.wait(ids)
     later = stack.store.enqueue_one()
-    wait_until(lambda: stack.store.job(later).finished, timeout=5)
-    assert time.monotonic() - began < 10
+    wait_until(lambda: stack.store.job(later).finished, timeout=10)
+    assert time.monotonic() - began < 20
 
 
 def test_a_redis_that_does_not_answer_is_given_up_within_seconds(stack: Stack, redis_server: services.Redis) -> None:
@@ -73,10 +73,10 @@ def test_a_redis_that_does_not_answer_is_given_up_within_seconds(stack: Stack, r
         publisher.offer(QUEUE, [new_id()])
         began = time.monotonic()
         publisher.tick()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2  # to give up takes three
     finally:
         redis_server.thaw()
-    wait_until(lambda: not publisher.away, timeout=5)
+    wait_until(lambda: not publisher.away)
     before = stack.broker.depth(QUEUE)
     publisher.offer(QUEUE, [new_id()])
     publisher.tick()

@@ -343,9 +343,8 @@ def test_nothing_is_sent_while_a_sync_is_paused_nor_after_it_was_canceled(stage:
     wait_until(lambda: state(stage, job.id) == (Status.RUNNING, Reason.FANNED_OUT), 30, what="all to be read")
     stage.reached(job.id, 40)
     stage.command("job", "pause", str(job.id))
-    before, began = sent(), time.monotonic()
+    before = sent()
     wait_until(lambda: state(stage, job.id) == (Status.RUNNING, Reason.PAUSED), 10, what="it to be paused")
-    assert time.monotonic() - began < 4
     assert sent() - before <= at_once, "a child started after the command had returned"
     assert nothing_comes(1.5, sent)
     paused = sent()
