@@ -38,14 +38,19 @@ class Recovering(Bare):
 
 
 @pytest.fixture
-def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Grows by one with each sweep, which come in quick succession."""
-    seen: list[None] = []
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Grows by one with each sweep, which come in quick succession: did it succeed?"""
+    seen: list[bool] = []
     sweep = Worker._sweep
 
     def counted(worker: Worker) -> float:
-        seen.append(None)
-        return sweep(worker)
+        try:
+            seconds = sweep(worker)
+        except BaseException:
+            seen.append(False)
+            raise
+        seen.append(True)
+        return seconds
 
     monkeypatch.setattr("workers.service._SWEEP_EVERY", 0.1)
     monkeypatch.setattr(Worker, "_sweep", counted)
@@ -54,7 +59,7 @@ def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 @pytest.mark.parametrize("executor", [Bare, Hosted, Recovering])
 def test_a_plugin_that_runs_containers_is_left_alone_by_the_sweep(
-    executor: type[Bare], caplog: pytest.LogCaptureFixture, sweeps: list[None]
+    executor: type[Bare], caplog: pytest.LogCaptureFixture, sweeps: list[bool]
 ) -> None:
     plugin = f"{__name__}:{executor.__name__}"
     with caplog.at_level(logging.WARNING), running(Settings(plugins=[plugin]), queues={"container": 1}) as jobq:
@@ -66,12 +71,15 @@ def test_a_plugin_that_runs_containers_is_left_alone_by_the_sweep(
 
 
 def test_an_engine_that_goes_away_is_said_once_without_a_traceback(
-    docker_engine: services.Docker, caplog: pytest.LogCaptureFixture, sweeps: list[None]
+    docker_engine: services.Docker, caplog: pytest.LogCaptureFixture, sweeps: list[bool]
 ) -> None:
-    with running(Settings(docker_host=docker_engine.url), queues={"container": 1}) as jobq:
+    settings = Settings(docker_host=docker_engine.url)
+    with caplog.at_level(logging.WARNING), running(settings, queues={"container": 1}) as jobq:
         job = jobq.enqueue({"image": docker_engine.image, "command": ["true"]}, kind="CONTAINER")
         assert jobq.wait(job.id, timeout=30).status is Status.COMPLETED
         wait_until(lambda: not docker_engine.containers(), what="the container to be removed, the last call of the job")
+        sweeps.clear()
+        wait_until(lambda: sweeps[-1:] == [True], what="a sweep that finds the engine")
         caplog.clear()
         docker_engine.kill()
         sweeps.clear()
