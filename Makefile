@@ -22,11 +22,12 @@ $(STAMP): requirements-dev.lock pyproject.toml scripts/setup
 run: $(STAMP) ## Start jobq with a demo: scheduler and worker in one process
 	@exec $(BIN)/jobq dev --demo $(ARGS)
 
-# Most of the suite waits for real processes: four at once keep two cores busy. Each has servers of its own.
+# Most of the suite waits for real processes: four at once keep two cores busy. Each has servers of its own, and takes
+# one module after the other in the order that tests/conftest.py gives them.
 WORKERS ?= 4
 test: $(STAMP) ## Run the tests against real PostgreSQL, Redis, RabbitMQ and Docker engines of their own
 	@$(BIN)/python -m tests.services
-	@$(BIN)/pytest -n $(WORKERS) --dist loadscope $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## Lint, format check, types, import rules, dependencies
 	$(BIN)/ruff check .

@@ -32,12 +32,22 @@ NEEDS = {
 }
 
 
+# What takes half a minute or more, the longest first: begun last, it would keep one core busy while all others wait.
+LONG = (
+    "test_main_job", "test_two_commands", "test_dev", "test_sync", "test_broker_redis", "test_services",
+    "test_broker_rabbitmq", "test_cli_services", "test_examples", "test_readiness", "test_canary", "test_store_machine",
+    "test_container_faults", "test_container", "test_sync_properties", "test_store_races", "test_deaf",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by the servers it asks for: `-m "not needs_docker"` selects what runs without."""
+    """Mark each test by the servers it asks for: `-m "not needs_docker"` selects what runs without. Long ones first."""
     for item in items:
         for fixture in getattr(item, "fixturenames", []):
             if marker := NEEDS.get(fixture):
                 item.add_marker(marker)
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 # --- databases -------------------------------------------------------------------------------------------------------

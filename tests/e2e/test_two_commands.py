@@ -101,7 +101,7 @@ def test_make_test_fails_when_a_test_fails(clone: Path, environment: dict[str, s
 def make_test(clone: Path, environment: dict[str, str], what: Path | str) -> subprocess.CompletedProcess[str]:
     """Run `make test` on a part only: the whole suite holds this test."""
     done = subprocess.run(
-        ["make", "test", f"ARGS={what} -q -x -p no:cacheprovider"],
+        ["make", "test", f"ARGS={what} -q -x -n 2 -p no:cacheprovider"],
         cwd=clone,
         env=environment,
         stdin=subprocess.DEVNULL,
