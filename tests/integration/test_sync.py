@@ -277,7 +277,9 @@ def test_a_reading_worker_that_is_killed_again_and_again_makes_each_child_once(s
     job = stage.start("reread", targets, batch_size=20)
     for pages in (2, 5, 8):
         wait_until(lambda pages=pages: len(stage.crm.pages()) >= pages, 30, interval=0.02, what="some pages")
+        stage.crm.set(page_seconds=2)  # it must not have read all until it is killed
         stage.kill(wait_until(lambda: stage.worker_of(job.id), 30, interval=0.02, what="a worker to read"))
+        stage.crm.set(page_seconds=0.25)
     done = stage.ended(job.id)
 
     lost = [attempt for attempt in stage.jobq.attempts(job.id) if attempt.outcome == "LOST"]
@@ -369,12 +371,14 @@ def test_a_sync_that_is_paused_while_it_reads_stops_reading_and_goes_on_behind_i
     stage.crm.reset(customers(200), page_seconds=0.2)
     job = stage.start("halfway", [stage.table("halfway")])
     wait_until(lambda: len(stage.crm.pages()) >= 3, 20, interval=0.02, what="some pages")
+    stage.crm.set(page_seconds=2)  # it must not have read all until it is told
     stage.jobq.pause(job.id)
     wait_until(lambda: state(stage, job.id) == (Status.RUNNING, Reason.PAUSED), 10, what="it to be paused")
     read = len(stage.crm.pages())
     assert nothing_comes(1.0, lambda: len(stage.crm.pages()) + len(stage.rows("halfway")))
     assert read < 10
     assert stage.jobq.get(job.id).worker_id is None, "it holds no worker slot"
+    stage.crm.set(page_seconds=0)
     stage.jobq.resume(job.id)
     done = stage.ended(job.id)
 
