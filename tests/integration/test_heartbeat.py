@@ -60,7 +60,7 @@ async def test_steps_follow_one_another_and_add_up_to_the_whole() -> None:
         await reader.readuntil(b"\r\n\r\n")
         await asyncio.sleep(0.1)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         writer.write(b"ok")
 
     async with serving(slow) as port:
@@ -108,9 +108,9 @@ async def test_a_silent_address_gets_its_share_of_the_time_only() -> None:
         async with serving(answering(OK), port=port):
             names = Names({"service.example": [["127.0.0.9", "127.0.0.1"]]})
             spec = Heartbeat(endpoint=f"http://service.example:{port}/")
-            done = await probe_once(spec, 1.0, resolver=names)
+            done = await probe_once(spec, 4.0, resolver=names)
     assert done.outcome.status is Status.COMPLETED, done.outcome
-    assert 0.4 <= done.seconds < 0.9
+    assert 1.9 <= done.seconds < 4
 
 
 # --- answers that are not what was expected --------------------------------------------------------------------------

@@ -130,7 +130,7 @@ async def test_endless_headers_end_early() -> None:
     async with serving(headers) as port:
         done = await probe_once(Heartbeat(endpoint=f"http://127.0.0.1:{port}/"))
     assert done.outcome.error_class == "invalid_response"
-    assert done.seconds < 2
+    assert done.seconds < 4
 
 
 # --- one deadline over everything ------------------------------------------------------------------------------------
@@ -138,12 +138,12 @@ async def test_endless_headers_end_early() -> None:
 
 async def test_a_server_that_never_answers_times_out_and_says_where() -> None:
     async with serving(silence) as port:
-        done = await probe_once(Heartbeat(endpoint=f"http://127.0.0.1:{port}/"), 0.3)
+        done = await probe_once(Heartbeat(endpoint=f"http://127.0.0.1:{port}/"), 1.5)
     assert (done.outcome.reason, done.outcome.error_class) == (Reason.TIMED_OUT, "timed_out")
-    assert done.outcome.message == "timed out after 0.3 s while waiting for the first byte of the answer"
-    assert 0.29 <= done.seconds < 0.6
+    assert done.outcome.message == "timed out after 1.5 s while waiting for the first byte of the answer"
+    assert 1.49 <= done.seconds < 5
     assert done.steps == ["connect", "first_byte"]
-    assert done.context.steps[-1].seconds >= 0.25
+    assert done.context.steps[-1].seconds >= 0.5
 
 
 async def test_a_body_that_drips_times_out_although_each_read_is_quick() -> None:
@@ -152,10 +152,10 @@ async def test_a_body_that_drips_times_out_although_each_read_is_quick() -> None
         await endless(writer, b"x", 0.01)
 
     async with serving(drip) as port:
-        done = await probe_once(Heartbeat(endpoint=f"http://127.0.0.1:{port}/"), 0.4)
+        done = await probe_once(Heartbeat(endpoint=f"http://127.0.0.1:{port}/"), 1.5)
     assert done.outcome.error_class == "timed_out"
     assert "while reading the answer (" in done.outcome.message
-    assert done.seconds < 0.7
+    assert done.seconds < 5
 
 
 async def test_headers_that_drip_time_out() -> None:
@@ -164,14 +164,14 @@ async def test_headers_that_drip_time_out() -> None:
         await endless(writer, b"x", 0.01)
 
     async with serving(drip) as port:
-        done = await probe_once(Heartbeat(endpoint=f"http://127.0.0.1:{port}/"), 0.4)
+        done = await probe_once(Heartbeat(endpoint=f"http://127.0.0.1:{port}/"), 1.5)
     assert done.outcome.message.endswith("while reading the answer (0 bytes of its body had come)")
 
 
 async def test_a_tls_handshake_that_never_ends_times_out() -> None:
     async with serving(silence) as port:
-        done = await probe_once(Heartbeat(endpoint=f"https://127.0.0.1:{port}/"), 0.3)
-    assert done.outcome.message == "timed out after 0.3 s while waiting for the TLS handshake"
+        done = await probe_once(Heartbeat(endpoint=f"https://127.0.0.1:{port}/"), 1.5)
+    assert done.outcome.message == "timed out after 1.5 s while waiting for the TLS handshake"
     assert done.steps == ["connect", "tls"]
 
 
@@ -195,20 +195,21 @@ async def test_a_name_server_that_never_answers_times_out() -> None:
 
 
 async def test_a_probe_that_is_canceled_closes_its_connection() -> None:
-    gone = asyncio.Event()
+    came, gone = asyncio.Event(), asyncio.Event()
 
     async def notice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        came.set()
         await reader.read()
         gone.set()
 
     async with serving(notice) as port, opened() as executor:
         running = asyncio.create_task(probe(executor, Heartbeat(endpoint=f"http://127.0.0.1:{port}/")))
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(came.wait(), 10)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        await asyncio.wait_for(gone.wait(), 2)
+        await asyncio.wait_for(gone.wait(), 10)
 
 
 def unchecked(url: str, headers: dict[str, str]) -> Heartbeat:
