@@ -125,7 +125,7 @@ class Store:
 
     # --- the way of a job --------------------------------------------------------------------------------------------
 
-    def worker(self, slots: dict[str, int] | None = None, *, lease: float = 30.0, **fields: Any) -> UUID:
+    def worker(self, slots: dict[str, int] | None = None, *, lease: float = 300.0, **fields: Any) -> UUID:
         """A live worker."""
         me = identity(queues=slots or PLENTY, **fields)
         self.do(workers.register, me, lease)

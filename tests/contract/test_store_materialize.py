@@ -129,7 +129,7 @@ def test_two_schedulers_at_once_never_make_two_jobs_of_a_slot(store: Store, flow
 
 def test_coalesce_runs_the_newest_of_the_missed_slots(store: Store) -> None:
     flow = store.workflow(interval=MINUTE, misfire="coalesce", overlap="allow")
-    slot = store.due(flow, 10 * 60 + 45)
+    slot = store.due(flow, 10 * 60 + 31)
     store.materialize()
     assert [job.slot_at for job in store.jobs_of(flow)] == [slot + 10 * MINUTE]
     assert store.flow(flow).next_fire_at == slot + 11 * MINUTE
@@ -137,7 +137,7 @@ def test_coalesce_runs_the_newest_of_the_missed_slots(store: Store) -> None:
 
 def test_skip_runs_none_of_the_missed_slots(store: Store) -> None:
     flow = store.workflow(interval=MINUTE, misfire="skip")
-    slot = store.due(flow, 10 * 60 + 45)
+    slot = store.due(flow, 10 * 60 + 31)
     store.materialize()
     assert store.jobs_of(flow) == []
     assert store.flow(flow).next_fire_at == slot + 11 * MINUTE
@@ -145,7 +145,7 @@ def test_skip_runs_none_of_the_missed_slots(store: Store) -> None:
 
 def test_catch_up_runs_the_newest_missed_slots_as_many_as_allowed(store: Store) -> None:
     flow = store.workflow(interval=MINUTE, misfire="catch_up", max_catch_up=3, overlap="allow")
-    slot = store.due(flow, 10 * 60 + 45)
+    slot = store.due(flow, 10 * 60 + 31)
     store.materialize()
     assert [job.slot_at for job in store.jobs_of(flow)] == [slot + k * MINUTE for k in (8, 9, 10)]
 
@@ -153,7 +153,7 @@ def test_catch_up_runs_the_newest_missed_slots_as_many_as_allowed(store: Store) 
 @pytest.mark.parametrize("misfire", ["coalesce", "skip", "catch_up"])
 def test_a_slot_within_its_grace_is_on_time_under_every_policy(store: Store, misfire: str) -> None:
     flow = store.workflow(interval=MINUTE, misfire=misfire)
-    slot = store.due(flow, 20)
+    slot = store.due(flow, 10)
     store.materialize()
     assert [job.slot_at for job in store.jobs_of(flow)] == [slot]
 
@@ -331,7 +331,7 @@ def test_cancel_running_leaves_manual_jobs_alone(store: Store) -> None:
 
 def test_of_several_missed_slots_cancel_running_runs_only_the_newest(store: Store) -> None:
     flow = store.workflow(interval=MINUTE, overlap="cancel_running", misfire="catch_up", max_catch_up=3)
-    store.due(flow, 10 * 60 + 45)
+    store.due(flow, 10 * 60 + 31)
     store.materialize()
     assert states(store, flow) == ["CANCELED·overlap", "CANCELED·overlap", "PENDING·ready"]
 
@@ -339,6 +339,6 @@ def test_of_several_missed_slots_cancel_running_runs_only_the_newest(store: Stor
 def test_of_several_missed_slots_skip_runs_the_oldest_that_is_made_up_for(store: Store) -> None:
     for overlap in ("skip", "queue"):
         flow = store.workflow(interval=MINUTE, overlap=overlap, misfire="catch_up", max_catch_up=3)
-        store.due(flow, 10 * 60 + 45)
+        store.due(flow, 10 * 60 + 31)
         store.materialize()
         assert states(store, flow) == ["PENDING·ready", "CANCELED·overlap", "CANCELED·overlap"]

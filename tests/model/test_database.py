@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.workers = {number: store.worker() for number in (1, 2)}
+        self.workers = {number: store.worker(lease=3600) for number in (1, 2)}
 
     @contextmanager
     def row(self, job: Job, scenario: Scenario) -> Iterator[tuple[Connection, UUID]]:
