@@ -1,4 +1,4 @@
-"""Thousands of jobs in a few statements, the urgent ones first, none of them twice.
+"""A thousand jobs in a few statements, the urgent ones first, none of them twice.
 
 Run it: python examples/bulk_enqueue.py
 """
@@ -10,7 +10,7 @@ from shop import PLUGINS, Confirm
 from jobq import JobRequest, Settings, Status
 from jobq.testing import running
 
-MANY = 2_000
+MANY = 1_000
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     main()
 
 # Prints:
-# enqueued 2000 jobs in ... s
+# enqueued 1000 jobs in ... s
 # the second job for order 5 is CANCELED·duplicate of True
-# 2000 completed, all of them once
+# 1000 completed, all of them once
 # the urgent ones went first: True

@@ -113,7 +113,7 @@ def test_a_flushed_redis_delays_jobs_by_seconds_and_loses_none(fleet: Fleet, red
 
     redis_server.flush()
     job = fleet.jobq.enqueue({}, kind="NAP")
-    assert fleet.jobq.wait(job.id, timeout=5).status is Status.COMPLETED
+    assert fleet.jobq.wait(job.id, timeout=10).status is Status.COMPLETED
 
 
 def test_jobs_are_accepted_scheduled_and_executed_while_redis_is_away(fleet: Fleet, redis_server: Redis) -> None:
@@ -176,13 +176,17 @@ def test_containers_of_a_killed_worker_are_taken_over_and_none_is_left(
     with Fleet(tmp_path, postgres_url, redis_url, docker_host=docker_host, **QUICK) as fleet:
         fleet.scheduler()
         victim, _survivor = fleet.worker("container:4"), fleet.worker("container:4")
-        spec = Container(
-            image="jobq-test:busybox", command=["sh", "-c", "echo begun; sleep 6; echo done; exit 3"], pull="never",
-        )  # fmt: skip
+        stays = "trap go=1 USR1; echo begun; until [ $go ]; do sleep 0.1; done; echo done; exit 3"
+        spec = Container(image="jobq-test:busybox", command=["sh", "-c", stays], pull="never")
         accepted = fleet.jobq.enqueue_many([{"kind": "CONTAINER", "spec": spec, "timeout": timedelta(seconds=50)}] * 8)
         wait_until(lambda: len(docker_engine.containers()) == 8, timeout=30, what="eight containers")
         wait_until(lambda: count_executing(fleet) == 8, timeout=30, what="eight running containers")
+        mine = "SELECT 1 FROM jobq_jobs WHERE worker_id IN (SELECT id FROM jobq_workers WHERE name LIKE :name)"
+        assert len(fleet.ask(mine, name=f"%:{victim.pid}")) == 4
         victim.kill()
+        wait_until(lambda: not fleet.ask(mine, name=f"%:{victim.pid}"), timeout=60, what="its jobs to change hands")
+        for container in docker_engine.containers():
+            docker_engine.request("POST", f"/containers/{container}/kill?signal=USR1")
         fleet.wait_until_done(90)
 
         fleet.check_ledger(set(accepted))
