@@ -1,7 +1,6 @@
 """Celery's consumer hears of a free thread at once: messages never wait in Redis beside idle threads."""
 
 import itertools
-import statistics
 import threading
 import time
 
@@ -39,12 +38,12 @@ def test_a_message_behind_a_full_pool_starts_as_soon_as_a_thread_is_free(redis_u
     thread.start()
     try:
         assert ready.wait(30)
-        for _ in range(5):
+        for _ in range(8):
             nap.delay()
-        wait_until(lambda: len(starts) == 5, 30, what="five naps, one at a time")
+        wait_until(lambda: len(starts) == 8, 30, what="eight naps, one at a time")
     finally:
         worker_ready.disconnect(on_ready)
         worker.stop()
         thread.join(10)
-    gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
-    assert statistics.median(gaps) < 0.7, gaps
+    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(starts))
+    assert gaps[2] < 0.7, gaps  # a busy machine delays some of them, the timer all
