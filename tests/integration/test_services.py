@@ -82,7 +82,7 @@ def test_redis_comes_back_empty_on_its_port(redis_server: services.Redis, fault:
 
 
 def test_a_frozen_redis_holds_its_connections(redis_server: services.Redis) -> None:
-    with redis.Redis.from_url(redis_server.url, socket_timeout=0.2, retry=None) as client:
+    with redis.Redis.from_url(redis_server.url, socket_timeout=2, retry=None) as client:
         client.ping()
         redis_server.freeze()
         with pytest.raises(redis.TimeoutError):
@@ -96,7 +96,7 @@ def test_rabbitmq_gives_each_test_an_empty_virtual_host(rabbitmq_url: str) -> No
         queue = connection.SimpleQueue("hints")
         assert queue.qsize() == 0
         queue.put({"ids": [1]})
-        message = queue.get(timeout=5)
+        message = queue.get(timeout=20)
         assert message.payload == {"ids": [1]}
         message.ack()
         queue.close()
