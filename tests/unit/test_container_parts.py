@@ -187,6 +187,20 @@ def test_each_refusal_of_the_engine_says_whether_trying_again_may_help() -> None
     assert refusals.while_running(EngineOverdue("late")).error_class == "docker_unresponsive"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"failed to create task for container: task {'15bec5ac' * 8}: already exists",
+        "failed to create task for container: id already in use",
+        "failed to create shim task: failed to start shim: mkdir /run/containerd/moby/15bec5ac: file exists: unknown",
+    ],
+)
+def test_a_start_that_meets_what_an_earlier_one_left_does_not_claim_that_nothing_ran(said: str) -> None:
+    outcome = refusals.start_refused(EngineRefused(500, said))
+    assert outcome.reason is Reason.UNRESOLVED
+    assert "killed while it started" in outcome.message
+
+
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ _HOPELESS = (
     "unable to find group",
 )
 
+_STARTED_BEFORE = re.compile(r"\btask \w+: already exists|\bid already in use|\bstart shim: mkdir \S+: file exists")
+
 _UNAUTHORIZED = ("unauthorized", "no basic auth credentials")
 _NO_IMAGE = ("not found", "manifest unknown", "denied")
 _TOO_MANY_CPUS = re.compile(r"only (\d+) CPUs? available")
@@ -104,7 +106,16 @@ def create_refused(refused: EngineRefused, cpus: float) -> Outcome:
 
 
 def start_refused(refused: EngineRefused) -> Outcome:
-    """The engine made the container but could not start it."""
+    """The engine made the container but could not start it.
+
+    An engine that was killed in the middle of a start finds what it left behind, and refuses the start that is repeated:
+    the container may have run until then.
+    """
+    if _STARTED_BEFORE.search(refused.message):
+        return Outcome.lost(
+            "nobody can say how the container ended: the Docker engine was killed while it started the container "
+            f"({_plain(refused.message)})"
+        )
     said = f"the container did not start: {_plain(refused.message)}"
     if refused.status < 500 or any(words in refused.message for words in _HOPELESS):
         return Outcome.failed(said, error_class="start_failed", reason=Reason.INVALID, retry=False)
