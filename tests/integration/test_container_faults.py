@@ -250,6 +250,24 @@ async def test_an_engine_that_restarts_before_the_start_is_waited_for(docker_eng
         assert containers(docker_engine) == []
 
 
+async def test_an_engine_that_is_killed_by_the_start_and_stays_away_may_have_run_the_container(
+    docker_engine: services.Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To give the job back as one that nothing happened to could run it twice."""
+    async with executor_at(docker_engine.url, patience=3) as executor:
+        start = executor.engine.start
+
+        async def killed_by_it(name: str) -> None:
+            await start(name)
+            await asyncio.to_thread(docker_engine.kill)
+            raise EngineAway("the connection broke", asked=True)
+
+        monkeypatch.setattr(executor.engine, "start", killed_by_it)
+        outcome = await executor.execute(shell("echo up; sleep 50"), Job(timeout=60).ctx)
+    assert (outcome.reason, outcome.error_class) == (Reason.UNRESOLVED, "lost")
+    await asyncio.to_thread(docker_engine.start)
+
+
 async def test_a_killed_engine_that_comes_back_tells_what_became_of_the_container(
     executor: ContainerExecutor, docker_engine: services.Docker
 ) -> None:

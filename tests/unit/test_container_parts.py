@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -199,6 +200,15 @@ def test_a_start_that_meets_what_an_earlier_one_left_does_not_claim_that_nothing
     outcome = refusals.start_refused(EngineRefused(500, said))
     assert outcome.reason is Reason.UNRESOLVED
     assert "killed while it started" in outcome.message
+    assert refusals.start_refused(EngineRefused(500, "no space left"), again=True).reason is Reason.UNRESOLVED
+
+
+def test_a_call_that_broke_may_have_been_done_and_one_that_found_nobody_was_not() -> None:
+    engine = DockerEngine.__new__(DockerEngine)
+    engine.url = "unix:///nowhere"
+    nobody = aiohttp.ClientConnectorError(cast(Any, SimpleNamespace(ssl=None, host="", port=0)), OSError(2, "no"))
+    assert not engine._away(nobody).asked
+    assert engine._away(aiohttp.ServerDisconnectedError()).asked
 
 
 # --- the log ---------------------------------------------------------------------------------------------------------

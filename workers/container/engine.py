@@ -37,9 +37,13 @@ class EngineError(Exception):
 
 
 class EngineAway(EngineError):
-    """The engine cannot be reached, or the connection broke: a call that changes something may have been done."""
+    """The engine cannot be reached, or the connection broke. ``asked``: a call that changes something may have been done."""
 
     error_class = "docker_unavailable"
+
+    def __init__(self, message: str, *, asked: bool = False) -> None:
+        super().__init__(message)
+        self.asked = asked
 
 
 class EngineOverdue(EngineError):
@@ -239,7 +243,8 @@ class DockerEngine:
 
     def _away(self, broken: Exception) -> EngineAway:
         self._version = ""  # whoever comes back may be another engine
-        return EngineAway(f"the Docker engine at {self.url} cannot be reached: {str(broken) or type(broken).__name__}")
+        message = f"the Docker engine at {self.url} cannot be reached: {str(broken) or type(broken).__name__}"
+        return EngineAway(message, asked=not isinstance(broken, aiohttp.ClientConnectorError))
 
     async def _negotiate(self) -> None:
         """Speak the engine's own version of the API, which it is sure to understand."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from workers.container.config import ENV_LABEL, JOB_LABEL, Claim, taken_over
-from workers.container.engine import DockerEngine, EngineAway, EngineRefused
+from workers.container.engine import DockerEngine, EngineAway, EngineOverdue, EngineRefused
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ class Hold:
         """True while there may be a container under our name, which we must remove."""
         self.ran_before = False
         """It had run before we could start it: an earlier call of ours did, although its answer was lost."""
+        self.may_have_started = False
+        """We asked for its start, and had no answer."""
         self.engine_was_away = False
         """The engine was away at least once, whatever was going on."""
         self.engine_lost = False
@@ -98,8 +100,16 @@ class Hold:
     async def _start_once(self) -> None:
         if self.engine_lost and not self.ran_before:
             self.ran_before = (await self.engine.inspect(self.name))["State"]["Status"] != "created"
-        if not self.ran_before:
+        if self.ran_before:
+            return
+        try:
             await to_the_end(self.engine.start(self.name))
+        except EngineAway as error:
+            self.may_have_started = self.may_have_started or error.asked
+            raise
+        except EngineOverdue:
+            self.may_have_started = True
+            raise
 
     async def exit_code(self) -> int:
         """The exit code, across an engine that goes away and comes back. Raises Gone."""

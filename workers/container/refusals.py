@@ -105,13 +105,13 @@ def create_refused(refused: EngineRefused, cpus: float) -> Outcome:
     return Outcome.failed(said, error_class="create_failed")
 
 
-def start_refused(refused: EngineRefused) -> Outcome:
-    """The engine made the container but could not start it.
+def start_refused(refused: EngineRefused, *, again: bool = False) -> Outcome:
+    """The engine made the container but could not start it. ``again``: it did not answer the first time.
 
     An engine that was killed in the middle of a start finds what it left behind, and refuses the start that is repeated:
     the container may have run until then.
     """
-    if _STARTED_BEFORE.search(refused.message):
+    if again or _STARTED_BEFORE.search(refused.message):
         return Outcome.lost(
             "nobody can say how the container ended: the Docker engine was killed while it started the container "
             f"({_plain(refused.message)})"

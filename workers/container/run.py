@@ -199,9 +199,10 @@ class ContainerRun:
                 with self.ctx.step("start"):
                     await self.hold.start()
         except EngineRefused as refused:
-            return refusals.start_refused(refused)
+            return refusals.start_refused(refused, again=self.hold.may_have_started)
         except EngineError as error:
-            return self._failed_before_start(error)
+            failed = self._failed_while_running if self.hold.may_have_started else self._failed_before_start
+            return failed(error)
         return None
 
     def _not_started(self) -> Outcome:
