@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Self
 
@@ -48,7 +49,7 @@ class Twins:
         while not self._over.wait(0.1):
             try:
                 rows = json.loads(self._docker.request("GET", "/containers/json")[1])
-            except (OSError, ValueError):
+            except (OSError, ValueError, HTTPException):
                 continue  # the engine was just killed
             counts = Counter(row["Labels"]["jobq.job"] for row in rows if row["State"] == "running")
             self.looks += 1

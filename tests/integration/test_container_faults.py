@@ -17,7 +17,7 @@ from tests import services
 from tests.containers import IMAGE, Job, containers, create, engine_at, eventually, executor_at, inspect, shell, until
 from workers.container import ContainerExecutor, orphans
 from workers.container.config import DEADLINE_LABEL, Claim
-from workers.container.engine import EngineAway, EngineOverdue, EngineRefused
+from workers.container.engine import EngineAway, EngineOverdue, EngineRefused, Sink
 from workers.container.orphans import OrphanReaper
 
 COUNT = "for i in $(seq 1 {}); do echo $i; sleep 0.1; done; "
@@ -146,6 +146,25 @@ async def test_a_container_that_was_created_but_never_started_is_begun_anew(
     assert containers(docker_engine) == []
 
 
+async def test_a_container_that_said_something_is_not_begun_anew_though_its_engine_knows_of_no_start(
+    other: ContainerExecutor, docker_engine: services.Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So an engine leaves it that was killed over its start."""
+    job, spec = Job(), shell("echo once")
+    async with engine_at(docker_engine) as engine:
+        await create(engine, job, spec)
+    logs = other.engine.logs
+
+    async def said(container: str, sink: Sink, *, follow: bool, since: str = "") -> None:
+        await logs(container, sink, follow=follow, since=since)
+        sink(b"once")
+
+    monkeypatch.setattr(other.engine, "logs", said)
+    outcome = await other.recover(spec, job.ctx)
+    assert (outcome.reason, job.stdout) == (Reason.UNRESOLVED, "")
+    assert containers(docker_engine) == []
+
+
 async def test_a_worker_that_lost_its_container_to_another_cannot_stop_it(
     executor: ContainerExecutor, other: ContainerExecutor, docker_engine: services.Docker
 ) -> None:
@@ -250,21 +269,28 @@ async def test_an_engine_that_restarts_before_the_start_is_waited_for(docker_eng
         assert containers(docker_engine) == []
 
 
-async def test_an_engine_that_is_killed_by_the_start_and_stays_away_may_have_run_the_container(
-    docker_engine: services.Docker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("comes_back", [False, True])
+@pytest.mark.parametrize("began", [False, True])
+async def test_an_engine_that_is_killed_over_a_start_may_have_run_the_container(
+    docker_engine: services.Docker, monkeypatch: pytest.MonkeyPatch, began: bool, comes_back: bool
 ) -> None:
-    """To give the job back as one that nothing happened to could run it twice."""
+    """To give the job back as if nothing had happened, or to start it once more, could run it twice."""
     async with executor_at(docker_engine.url, patience=3) as executor:
         start = executor.engine.start
 
-        async def killed_by_it(name: str) -> None:
-            await start(name)
+        async def killed_over_it(name: str) -> None:
+            if began:
+                await start(name)
             await asyncio.to_thread(docker_engine.kill)
+            if comes_back:
+                asyncio.get_running_loop().call_later(
+                    1, lambda: asyncio.create_task(asyncio.to_thread(docker_engine.start))
+                )
             raise EngineAway("the connection broke", asked=True)
 
-        monkeypatch.setattr(executor.engine, "start", killed_by_it)
+        monkeypatch.setattr(executor.engine, "start", killed_over_it)
         outcome = await executor.execute(shell("echo up; sleep 50"), Job(timeout=60).ctx)
-    assert (outcome.reason, outcome.error_class) == (Reason.UNRESOLVED, "lost")
+        assert (outcome.reason, outcome.error_class) == (Reason.UNRESOLVED, "lost")
     await asyncio.to_thread(docker_engine.start)
 
 

@@ -25,6 +25,10 @@ class NameTaken(Exception):
     """A container that is not ours has our name."""
 
 
+class StartInDoubt(Exception):
+    """The engine died over the start, and knows nothing of it: the container may have run."""
+
+
 class Gone(Exception):
     """The container is not there (any more), or another worker holds it."""
 
@@ -42,8 +46,10 @@ class Hold:
         """True while there may be a container under our name, which we must remove."""
         self.ran_before = False
         """It had run before we could start it: an earlier call of ours did, although its answer was lost."""
+        self.start_asked = False
+        """Its start was asked for, and the answer has not come."""
         self.may_have_started = False
-        """We asked for its start, and had no answer."""
+        """And the engine was gone, or hung, since: what it says now is no proof that nothing ran."""
         self.engine_was_away = False
         """The engine was away at least once, whatever was going on."""
         self.engine_lost = False
@@ -93,23 +99,40 @@ class Hold:
         await self.patiently(lambda: to_the_end(self.engine.put_archive(self.name, tar)))
 
     async def start(self) -> None:
-        """Start it, unless it ran already: an attempt runs its command once, even if an answer got lost."""
-        await self.patiently(self._start_once)
-        self.engine_lost = self.engine_lost and self.ran_before
+        """Start it, unless it ran already: an attempt runs its command once, even if an answer got lost.
 
-    async def _start_once(self) -> None:
-        if self.engine_lost and not self.ran_before:
-            self.ran_before = (await self.engine.inspect(self.name))["State"]["Status"] != "created"
-        if self.ran_before:
-            return
+        Raises StartInDoubt.
+        """
         try:
-            await to_the_end(self.engine.start(self.name))
-        except EngineAway as error:
-            self.may_have_started = self.may_have_started or error.asked
-            raise
+            await self.patiently(self._start_once)
         except EngineOverdue:
             self.may_have_started = True
             raise
+        except EngineAway:
+            self.may_have_started = self.start_asked
+            raise
+        self.engine_lost = self.engine_lost and self.ran_before
+
+    async def _start_once(self) -> None:
+        try:
+            if self.engine_lost and not self.ran_before:
+                self.ran_before = (await self.engine.inspect(self.name))["State"]["Status"] != "created"
+            if self.ran_before:
+                return
+            if self.may_have_started:
+                raise StartInDoubt
+            await to_the_end(self.engine.start(self.name))
+        except EngineAway as error:
+            # An engine that only lost a connection knows what it did; one that nobody answers for has died.
+            self.may_have_started = self.may_have_started or (self.start_asked and not error.asked)
+            self.start_asked = self.start_asked or error.asked
+            raise
+
+    async def has_output(self) -> bool:
+        """Did it ever say anything?"""
+        pieces: list[bytes] = []
+        await self.engine.logs(self.name, pieces.append, follow=False)
+        return any(pieces)
 
     async def exit_code(self) -> int:
         """The exit code, across an engine that goes away and comes back. Raises Gone."""

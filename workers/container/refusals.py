@@ -105,18 +105,19 @@ def create_refused(refused: EngineRefused, cpus: float) -> Outcome:
     return Outcome.failed(said, error_class="create_failed")
 
 
-def start_refused(refused: EngineRefused, *, again: bool = False) -> Outcome:
-    """The engine made the container but could not start it. ``again``: it did not answer the first time.
+def start_refused(refused: EngineRefused) -> Outcome:
+    """The engine made the container but could not start it.
 
-    An engine that was killed in the middle of a start finds what it left behind, and refuses the start that is repeated:
-    the container may have run until then.
+    An engine that was killed in the middle of a start finds what it left behind, and refuses the start that is repeated.
     """
-    if again or _STARTED_BEFORE.search(refused.message):
-        return Outcome.lost(
-            "nobody can say how the container ended: the Docker engine was killed while it started the container "
-            f"({_plain(refused.message)})"
-        )
     said = f"the container did not start: {_plain(refused.message)}"
+    if _STARTED_BEFORE.search(refused.message):
+        return start_in_doubt(f"; now it says: {_plain(refused.message)}")
     if refused.status < 500 or any(words in refused.message for words in _HOPELESS):
         return Outcome.failed(said, error_class="start_failed", reason=Reason.INVALID, retry=False)
     return Outcome.failed(said, error_class="start_failed")
+
+
+def start_in_doubt(more: str = "") -> Outcome:
+    """The engine died over the start: the container may have run until then."""
+    return Outcome.lost(f"nobody can say whether the container ran: the Docker engine died while it started it{more}")

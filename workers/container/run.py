@@ -28,7 +28,7 @@ from workers.container import files, refusals, registry
 from workers.container.config import Claim, create_body
 from workers.container.end import Ended, Why, instant, outcome
 from workers.container.engine import DockerEngine, EngineAway, EngineError, EngineOverdue, EngineRefused
-from workers.container.hold import Gone, Hold, NameTaken, to_the_end
+from workers.container.hold import Gone, Hold, NameTaken, StartInDoubt, to_the_end
 from workers.container.log import ContainerLog
 from workers.container.usage import Usage
 
@@ -86,6 +86,8 @@ class ContainerRun:
         try:
             hold = self.hold
             state = (await hold.patiently(hold.take_over, hold.engine.patience))["State"]
+            if state["Status"] == "created":
+                return refusals.start_in_doubt() if await hold.patiently(hold.has_output) else None
         except Gone:
             self.hold.let_go()
             # Nobody removes one that ran before its end is on record, and one that runs is noted within a second.
@@ -94,8 +96,6 @@ class ContainerRun:
         except EngineError as error:
             self.hold.let_go()
             return Outcome.lost(f"the container cannot be taken over: {error}")
-        if state["Status"] == "created":
-            return None
         ran = (datetime.now(UTC) - instant(state["StartedAt"])).total_seconds() if state["Running"] else 0.0
         return await self._watch(max(0.0, ran))
 
@@ -198,8 +198,10 @@ class ContainerRun:
                     return self._not_started()
                 with self.ctx.step("start"):
                     await self.hold.start()
+        except StartInDoubt:
+            return refusals.start_in_doubt()
         except EngineRefused as refused:
-            return refusals.start_refused(refused, again=self.hold.may_have_started)
+            return refusals.start_refused(refused)
         except EngineError as error:
             failed = self._failed_while_running if self.hold.may_have_started else self._failed_before_start
             return failed(error)
