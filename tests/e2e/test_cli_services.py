@@ -75,7 +75,7 @@ def command(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Comma
 def start_worker(command: Command, queues: str = "heartbeat:10") -> subprocess.Popen[bytes]:
     """A worker, once it is listed."""
     process = command.start("worker", "-Q", queues)
-    wait_until(lambda: live(command), SOON, 0.2, "the worker to be listed")
+    wait_until(lambda: live(command), SOON, 0.5, "the worker to be listed")
     return process
 
 
@@ -120,7 +120,7 @@ def test_a_user_watches_probes_from_the_start_of_the_services_to_their_end(comma
     assert command.ok("job", "wait", expected, "--json").document["status"] == "COMPLETED"
 
     slow = command.job("enqueue", "heartbeat", site["slow"], "--timeout", "120")
-    wait_until(lambda: status(command, slow) == "RUNNING·executing", SOON, 0.2, "the slow probe to run")
+    wait_until(lambda: status(command, slow) == "RUNNING·executing", SOON, 0.5, "the slow probe to run")
     assert "is executing on" in command.ok("job", "why", slow).out
     command.refused("not_pausable", "job", "pause", slow)
     following = command.start("job", "logs", "-f", slow)
@@ -147,20 +147,20 @@ def test_a_job_that_a_schedule_made_cannot_be_paused(command: Command, site: Sit
     command.ok("workflow", "create", "often", "--kind", "heartbeat", "--spec", spec, "--interval", "1")
     scheduler = command.start("scheduler")
     made = wait_until(
-        lambda: command.ok("job", "list", "--trigger", "automatic", "--json").items, SOON, 0.2, "a job of the schedule"
+        lambda: command.ok("job", "list", "--trigger", "automatic", "--json").items, SOON, 0.5, "a job of the schedule"
     )
     done = command.refused("not_pausable", "job", "pause", made[-1]["id"])
     assert "Pause its workflow instead" in done.err
     worker = start_worker(command)
     completed = ["job", "list", "--workflow", "often", "--status", "completed", "--json"]
-    wait_until(lambda: command.ok(*completed).items, SOON, 0.2, "a slot to be served")
+    wait_until(lambda: command.ok(*completed).items, SOON, 0.5, "a slot to be served")
     end(command, scheduler, worker, number=signal.SIGINT)
 
 
 def test_a_worker_told_to_end_gives_its_job_back_at_no_charge(command: Command, site: Site) -> None:
     scheduler, worker = command.start("scheduler"), start_worker(command)
     slow = command.job("enqueue", "heartbeat", site["slow"], "--timeout", "120")
-    wait_until(lambda: status(command, slow) == "RUNNING·executing", SOON, 0.2, "the slow probe to run")
+    wait_until(lambda: status(command, slow) == "RUNNING·executing", SOON, 0.5, "the slow probe to run")
     end(command, worker)
     found = command.ok("job", "show", slow, "--json").document
     assert (found["status"], found["failures"]) == ("PENDING", 0)

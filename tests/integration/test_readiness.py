@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import JOBQ, Fleet
+from tests.command import warm
+from tests.fleet import Fleet
 from tests.services import Postgres, wait_until
 
 QUICK = {"lease": 20, "renew_every": 1, "drain_timeout": 20}
@@ -14,9 +15,9 @@ QUICK = {"lease": 20, "renew_every": 1, "drain_timeout": 20}
 
 def ask(fleet: Fleet, process: subprocess.Popen[bytes], what: str) -> tuple[int, str]:
     """The exit code, and what is said of the process."""
-    command = [JOBQ, "doctor", "--ready", what, "--pid", str(process.pid)]
-    done = subprocess.run(command, env=fleet.environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout
+    command = ["doctor", "--ready", what, "--pid", str(process.pid)]
+    done = warm().run(command, fleet.environment, fleet.folder, "")
+    return done.code, done.out
 
 
 def heard(fleet: Fleet, process: subprocess.Popen[bytes], what: str, code: int, said: str) -> bool:
