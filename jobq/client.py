@@ -19,6 +19,7 @@ from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import JobRequest, checked_all
 from jobq.duration import HINT, parse_duration
 from jobq.errors import Conflict, InvalidInput, Unavailable
+from jobq.hooks import Hooks
 from jobq.keys import Keys
 from jobq.models import Artifact, Attempt, Job, LogLine, Page
 from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
@@ -113,6 +114,11 @@ class JobQ(Workflows, Syncs):
     def keys(self) -> Keys:
         """Make, list and revoke this tenant's API keys."""
         return Keys(self.database, self.settings, self.tenant, self.actor)
+
+    @cached_property
+    def hooks(self) -> Hooks:
+        """Make, list and revoke the inbound hooks of this tenant's workflows; receive what comes to any hook."""
+        return Hooks(self.database, self.settings, self.tenant, self.actor, self.acting)
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""

@@ -50,15 +50,22 @@ class NewKey:
     stored: StoredKey
 
 
-def digest_of(settings: Settings, key: str) -> str:
-    """What is stored of a key. Raises Misconfigured without ``JOBQ_SECRET_KEY``."""
+def digest_of(settings: Settings, key: str, *, of: str = "api key") -> str:
+    """What is stored of a key, or of a credential of another sort. Raises Misconfigured without ``JOBQ_SECRET_KEY``."""
     pepper = settings.secret_key.get_secret_value()
     if not pepper:
         raise Misconfigured(
-            "API keys need JOBQ_SECRET_KEY, which is not set.", code="secret_key_missing",
+            "API keys and hooks need JOBQ_SECRET_KEY, which is not set.", code="secret_key_missing",
             hint='Make one: python -c "import secrets; print(secrets.token_urlsafe(32))", the same for all processes.',
         )  # fmt: skip
-    return hmac.new(pepper.encode(), b"api key\0" + key.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(pepper.encode(), f"{of}\0{key}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def checked_name(name: str, what: str) -> str:
+    """The name of a credential, if it can be one."""
+    if not name or len(name) > 200 or not name.isprintable():
+        raise InvalidInput(f"A {what} has a name of 1 to 200 printable characters.", pointer="/name")
+    return name
 
 
 def looks_like_a_key(text: str) -> bool:
@@ -81,8 +88,7 @@ class Keys:
         operator: bool = False,
     ) -> NewKey:
         """Make a key; it is shown this once. ``operator``: for all tenants, and for queues, tenants and workers."""
-        if not name or len(name) > 200 or not name.isprintable():
-            raise InvalidInput("A key has a name of 1 to 200 printable characters.", pointer="/name")
+        checked_name(name, "key")
         key = f"jobq_{secrets.token_urlsafe(32)}"
         fields: dict[str, Any] = {
             "tenant": None if operator else self._tenant, "name": name, "start": key[:_SHOWN_CHARACTERS],

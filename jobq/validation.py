@@ -103,8 +103,7 @@ def parse_json(text: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
     which know a better code for them.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
-    if len(raw) > max_bytes:
-        raise _too_large(len(raw), max_bytes)
+    check_size(raw, max_bytes)
     try:
         decoded = raw.decode()
         value = json.loads(decoded, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite_float)
@@ -118,6 +117,22 @@ def parse_json(text: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
             if problem.code == "invalid_json":
                 raise problem
     return value
+
+
+def check_size(raw: bytes, max_bytes: int = MAX_BYTES) -> None:
+    """Raises InvalidInput ``payload_too_large``."""
+    if len(raw) > max_bytes:
+        raise _too_large(len(raw), max_bytes)
+
+
+def check_media_type(content_type: str | None) -> None:
+    """Raises InvalidInput ``unsupported_media_type`` for a body that is no JSON by its Content-Type; none is fine."""
+    kind = (content_type or "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise InvalidInput(
+            "The body is no JSON by its Content-Type.", code="unsupported_media_type",
+            hint="Content-Type: application/json",
+        )  # fmt: skip
 
 
 def _json_problem(error: ValueError) -> str:

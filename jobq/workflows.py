@@ -205,9 +205,16 @@ class Workflows:
         """
         return self.start(workflow, parse(Particulars, particulars), connection=connection)
 
-    def start(self, workflow: WorkflowKey, asked: Particulars, *, connection: Connection | None = None) -> Job:
-        """``trigger`` with particulars that are a value already."""
-        job_id = new_id()  # the same in every try
+    def start(
+        self,
+        workflow: WorkflowKey,
+        asked: Particulars,
+        *,
+        connection: Connection | None = None,
+        job_id: UUID | None = None,
+    ) -> Job:
+        """``trigger`` with particulars that are a value already. ``job_id``: the job's, else a new one."""
+        job_id = job_id or new_id()  # the same in every try
         work = partial(self._trigger, workflow=workflow, asked=asked, job_id=job_id, own=connection is None)
         return self._write(connection, work)
 

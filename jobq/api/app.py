@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobq.api import health, jobs, logs, operations, problems, workflows
+from jobq.api import health, hooks, jobs, logs, operations, problems, workflows
 from jobq.api.access import Access
 from jobq.api.streams import Watching
 from jobq.client import JobQ
@@ -25,7 +25,8 @@ from jobq.tail import Tail
 
 log = logging.getLogger(__name__)
 
-_MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.Problem, *operations.BODIES]
+_MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.Problem]
+_MODELS += [*operations.BODIES, *hooks.BODIES]
 
 
 def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
@@ -48,7 +49,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.jobq, app.state.access = door, Access(settings, door.database)
     problems.install(app)
-    for router in (jobs.router, logs.router, workflows.router, operations.router):
+    for router in (jobs.router, logs.router, workflows.router, hooks.router, operations.router):
         app.include_router(router, prefix="/v1", responses=problems.documented(401))
     app.include_router(health.router)
     app.add_middleware(Requests)
@@ -98,6 +99,6 @@ class Requests:
             await self._app(scope, receive, answer)
         finally:
             log.info(
-                "%s %s %d %.1f ms (%s)", scope["method"], scope["path"], status,
+                "%s %s %d %.1f ms (%s)", scope["method"], problems.shown_path(scope["path"]), status,
                 (time.perf_counter() - began) * 1000, request_id,
             )  # fmt: skip

@@ -9,8 +9,7 @@ from fastapi import Depends, Header, Request
 from pydantic import BaseModel
 
 from jobq.definition import Key
-from jobq.errors import InvalidInput
-from jobq.validation import MAX_BYTES, parse, parse_json
+from jobq.validation import MAX_BYTES, check_media_type, parse, parse_json
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -25,19 +24,14 @@ IdempotencyKey = Annotated[
 
 async def document(request: Request) -> Any:
     """The body's JSON value; an empty body is an empty object. Raises InvalidInput."""
-    raw = await _read(request)
+    raw = await read(request)
     if not raw:
         return {}
-    kind = request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
-        raise InvalidInput(
-            "The body is no JSON by its Content-Type.", code="unsupported_media_type",
-            hint="Content-Type: application/json",
-        )  # fmt: skip
+    check_media_type(request.headers.get("Content-Type"))
     return parse_json(raw, MAX_BYTES)
 
 
-async def _read(request: Request) -> bytes:
+async def read(request: Request) -> bytes:
     """The body, as far as it is of any use: one that is too large is not waited for."""
     raw = bytearray()
     async for chunk in request.stream():
@@ -48,6 +42,7 @@ async def _read(request: Request) -> bytes:
 
 
 Document = Annotated[Any, Depends(document)]
+Raw = Annotated[bytes, Depends(read)]
 
 
 def body(model: type[Model]) -> Callable[..., Model]:

@@ -98,7 +98,7 @@ async def _on_parameters(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_defect(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s: %s %s failed", request_id(request), request.method, request.url.path, exc_info=error)
+    log.error("%s: %s %s failed", request_id(request), request.method, shown_path(request.url.path), exc_info=error)
     return _answer(request, 500, "This is a defect of jobq.", "defect", hint="The server's log has the request's id.")
 
 
@@ -112,10 +112,16 @@ def _answer(
     return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)
 
 
+def shown_path(path: str) -> str:
+    """A request's path as logs and traces may have it: the token of a hook is a credential."""
+    head, found, _ = path.partition("/hooks/")
+    return f"{head}{found}***" if found and "/workflows/" not in head else path
+
+
 def request_id(request: Request) -> str | None:
     """The id of this request: the caller's own, or one that was made for it."""
     found: str | None = request.scope.get("jobq_request_id")
     return found
 
 
-__all__ = ["Forbidden", "Problem", "documented", "install", "request_id", "status_of"]
+__all__ = ["Forbidden", "Problem", "documented", "install", "request_id", "shown_path", "status_of"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from jobq.cli import hooks
 from jobq.cli.made import report
 from jobq.cli.options import AsJson, WaitOptions, WorkOptions, given, read_json, read_yaml, spread
 from jobq.cli.output import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Define, look at and trigger workflows.")
 Key = Annotated[str, Argument(metavar="WORKFLOW", help="Id or name.", show_default=False)]
+app.add_typer(hooks.app, name="hook")
 
 
 @app.command()

@@ -53,12 +53,13 @@ def find_valid(conn: Connection, digest: str) -> StoredKey | None:
     return None if row is None else _as_key(row)
 
 
-def note_use(conn: Connection, key_id: UUID) -> None:
-    """The key was used, about now."""
-    fresh = plus(keys.c.last_used_at, sa.literal(_USED_EVERY, sa.Float)) > now()
+def note_use(conn: Connection, credential_id: UUID, table: sa.Table = keys) -> None:
+    """The key (or another credential, of its own table) was used, about now."""
+    used_at = table.c.last_used_at
+    fresh = plus(used_at, sa.literal(_USED_EVERY, sa.Float)) > now()
     conn.execute(
-        sa.update(keys)
-        .where(keys.c.id == key_id, sa.or_(keys.c.last_used_at.is_(None), ~fresh))
+        sa.update(table)
+        .where(table.c.id == credential_id, sa.or_(used_at.is_(None), ~fresh))
         .values(last_used_at=now())
     )
 
@@ -76,11 +77,14 @@ def list_all(conn: Connection, tenant: str | None) -> Sequence[StoredKey]:
 
 def revoke(conn: Connection, tenant: str | None, key_id: UUID) -> StoredKey | None:
     """End a key; ending it twice changes nothing. None: there is no such key of this tenant."""
-    mine = keys.c.id == key_id if tenant is None else sa.and_(keys.c.id == key_id, keys.c.tenant == tenant)
-    row = conn.execute(
-        sa.update(keys).where(mine).values(revoked_at=sa.func.coalesce(keys.c.revoked_at, now())).returning(*_SHOWN)
-    ).first()
+    row = end(conn, keys, _SHOWN, keys.c.id == key_id, *([] if tenant is None else [keys.c.tenant == tenant]))
     return None if row is None else _as_key(row)
+
+
+def end(conn: Connection, table: sa.Table, shown: Sequence[Any], *which: Any) -> Row[Any] | None:
+    """Set ``revoked_at`` of a credential that has none yet; its row as it is then."""
+    revoked_at = sa.func.coalesce(table.c.revoked_at, now())
+    return conn.execute(sa.update(table).where(*which).values(revoked_at=revoked_at).returning(*shown)).first()
 
 
 def _as_key(row: Row[Any]) -> StoredKey:

@@ -285,6 +285,30 @@ keys = Table(
     _index("jobq_keys_digest", "digest", unique=True),
 )
 
+hooks = Table(
+    "jobq_hooks",
+    metadata,
+    # Inbound triggers: who has the token may start jobs of the workflow.
+    Column("id", sa.Uuid, primary_key=True),
+    Column("tenant", sa.Text, nullable=False),
+    Column("workflow_id", sa.Uuid, nullable=False),
+    Column("name", sa.Text, nullable=False),
+    Column("start", sa.Text, nullable=False),
+    Column("digest", sa.Text, nullable=False),
+    Column("signature", sa.Text, nullable=False),
+    Column("sealed", sa.Text),  # the secret of its signatures
+    Column("replay_window", sa.Float),
+    Column("rate_limit", sa.Integer),
+    Column("busy_until", Instant),  # the bucket of its rate: full if that is past, empty a minute before it
+    Column("envelope", sa.Boolean, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("created_by", sa.Text, nullable=False),
+    Column("revoked_at", Instant),
+    Column("last_used_at", Instant),
+    _index("jobq_hooks_digest", "digest", unique=True),
+    _index("jobq_hooks_of_workflow", "workflow_id", "id"),
+)
+
 schedulers = Table(
     "jobq_schedulers",
     metadata,

@@ -19,7 +19,7 @@ from jobq.states import Status
 from jobq.store.control import add_event
 from jobq.store.database import now, take_promote_lock
 from jobq.store.finish import terminate as terminate_workflow
-from jobq.store.tables import jobs, workflows
+from jobq.store.tables import hooks, jobs, workflows
 from jobq.store.workers import database_now
 
 _SECONDS = ("misfire_grace", "timeout", "stale_after", "retention")
@@ -210,6 +210,7 @@ def delete(conn: Connection, tenant: str | None, workflow_id: UUID, actor: str) 
             f"Workflow {workflow.name!r} has jobs that have not ended.", code="has_live_jobs",
             hint="Terminate it, and wait for them or cancel them.",
         )  # fmt: skip
+    conn.execute(sa.delete(hooks).where(hooks.c.workflow_id == workflow_id))
     conn.execute(sa.delete(workflows).where(workflows.c.id == workflow_id))
     add_event(conn, workflow.tenant, f"workflow:{workflow_id}", "delete", actor)
 

@@ -13,7 +13,12 @@ from jobq.settings import Settings
 from jobq.store.jobs import new_id
 from tests.api import HEARTBEAT, Api, problem
 
-OPEN = {"/livez", "/readyz", "/v1/openapi.json"}
+OPEN = {"/livez", "/readyz", "/v1/openapi.json", "/v1/hooks/{token}"}
+"""What needs no key; the token of a hook is a credential of its own."""
+
+
+NEEDED = {("post", "/v1/workflows/{workflow_id}/hooks"): {"name": "mine"}}
+"""What is judged before it is looked whose thing it is."""
 
 
 @pytest.fixture
@@ -182,9 +187,9 @@ def test_a_tenant_finds_nothing_of_another_on_any_route(api: Api) -> None:
         for method in methods:
             if "{" not in path or path.startswith(("/v1/queues", "/v1/tenants", "/v1/workers")):
                 continue
-            if path == "/v1/secrets/{name}":
-                continue  # a stranger may have a secret of the same name
-            answer = stranger.request(method.upper(), filled(path, things))
+            if path in {"/v1/secrets/{name}", "/v1/hooks/{token}"}:
+                continue  # a stranger may have a secret of the same name; a token is nobody's but its hook's
+            answer = stranger.request(method.upper(), filled(path, things), json=NEEDED.get((method, path)))
             problem(answer, 404, "not_found")
             walked += 1
     assert walked >= 30
@@ -192,6 +197,8 @@ def test_a_tenant_finds_nothing_of_another_on_any_route(api: Api) -> None:
         assert stranger.get(path).json()["items"] == []
     assert owner.get(f"/v1/jobs/{things['job_id']}").json()["status"] == "PENDING", "nothing was changed"
     assert owner.get(f"/v1/workflows/{things['workflow_id']}").json()["generation"] == 1
+    (hook,) = owner.get(f"/v1/workflows/{things['workflow_id']}/hooks").json()["items"]
+    assert hook["revoked_at"] is None
     stranger.put("/v1/secrets/thing", json={"value": "y"})
     assert stranger.delete("/v1/secrets/thing").status_code == 204
     assert [item["name"] for item in owner.get("/v1/secrets").json()["items"]] == ["thing"]
@@ -206,7 +213,10 @@ def make_things(api: Api, owner: TestClient) -> dict[str, str]:
     )
     assert made.status_code == 200, made.text
     key = owner.get("/v1/keys").json()["items"][0]["id"]
-    return {"job_id": job, "workflow_id": flow, "key_id": key, "name": "thing", "domain": "customers"}
+    hook = api.made(f"/v1/workflows/{flow}/hooks", {"name": "thing"}, owner)["stored"]["id"]
+    return {
+        "job_id": job, "workflow_id": flow, "key_id": key, "hook_id": hook, "name": "thing", "domain": "customers"
+    }  # fmt: skip
 
 
 def filled(path: str, things: dict[str, str]) -> str:
@@ -221,6 +231,8 @@ def test_no_route_is_open_that_need_not_be(api: Api) -> None:
         "workflow_id": str(new_id()),
         "worker_id": str(new_id()),
         "key_id": str(new_id()),
+        "hook_id": str(new_id()),
+        "token": "jobq_hook_x",
     }
     for path, methods in api.app.openapi()["paths"].items():
         for method in methods:
