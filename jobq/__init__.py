@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         JobQError,
         Misconfigured,
         NotFound,
+        TooMany,
         Unavailable,
     )
     from jobq.models import Attempt, Job, LogLine, Outcome, Page, Workflow, WorkflowStatus
@@ -37,7 +38,16 @@ if TYPE_CHECKING:
 _ADDRESS = {
     "client": ("JobQ",),
     "definition": ("Definition", "JobRequest"),
-    "errors": ("Conflict", "Forbidden", "InvalidInput", "JobQError", "Misconfigured", "NotFound", "Unavailable"),
+    "errors": (
+        "Conflict",
+        "Forbidden",
+        "InvalidInput",
+        "JobQError",
+        "Misconfigured",
+        "NotFound",
+        "TooMany",
+        "Unavailable",
+    ),
     "models": ("Attempt", "Job", "LogLine", "Outcome", "Page", "Workflow", "WorkflowStatus"),
     "plugins": ("Context", "Kind"),
     "retry": ("RetryPolicy",),
@@ -53,7 +63,7 @@ __all__ = [
     "Attempt", "Conflict", "Container", "Context", "Cron", "Definition", "Every", "Forbidden", "Heartbeat",
     "InvalidInput", "Job", "JobQ", "JobQError", "JobRequest", "Kind", "LogLine", "Misconfigured", "NotFound",
     "Outcome", "Page", "Reason", "RetryPolicy", "Settings", "SourceSpec", "Spec", "Status", "Sync", "TargetSpec",
-    "Trigger", "Unavailable", "Workflow", "WorkflowStatus",
+    "TooMany", "Trigger", "Unavailable", "Workflow", "WorkflowStatus",
 ]  # fmt: skip
 
 

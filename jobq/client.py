@@ -23,6 +23,7 @@ from jobq.hooks import Hooks
 from jobq.keys import Keys
 from jobq.models import Artifact, Attempt, Job, LogLine, Page
 from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
+from jobq.quotas import Quotas
 from jobq.settings import Settings
 from jobq.states import Status, Trigger
 from jobq.store import artifacts, control
@@ -82,8 +83,13 @@ class JobQ(Workflows, Syncs):
     def acting(self, tenant: str, actor: str) -> JobQ:
         """Another's door to the same installation, over the same connections."""
         other = JobQ(tenant=tenant, actor=actor, settings=self.settings)
-        other.__dict__["database"] = self.database  # where cached_property would put its own
+        other.__dict__ |= {"database": self.database, "quotas": self.quotas}  # where cached_property would put its own
         return other
+
+    @cached_property
+    def quotas(self) -> Quotas:
+        """What tenants may have at once, as this process sees it."""
+        return Quotas(self.database, self.settings)
 
     @cached_property
     def queues(self) -> Queues:
@@ -92,8 +98,8 @@ class JobQ(Workflows, Syncs):
 
     @cached_property
     def tenants(self) -> Tenants:
-        """List tenants, set their weights and limits."""
-        return Tenants(self.database, self.actor)
+        """List tenants, set their weights, limits and quotas."""
+        return Tenants(self.database, self.quotas, self.actor)
 
     @cached_property
     def workers(self) -> Workers:
@@ -165,6 +171,7 @@ class JobQ(Workflows, Syncs):
             raise InvalidInput("enqueue_many takes no idempotency_key.", hint="Use dedupe_key, or enqueue.")
         accepted = checked_all(asked, self.settings, self._now(connection))
         new = [self._new_job(request) for request in accepted]
+        self.quotas.admit(self.tenant, len(new), connection)
         step = len(new) or 1 if connection is not None else _INSERTED_AT_ONCE
         ids = []
         for start in range(0, len(new), step):
@@ -179,6 +186,7 @@ class JobQ(Workflows, Syncs):
     def _enqueue_plain(self, asked: JobRequest) -> Job:
         """The usual job: one statement, unless its dedupe key is held."""
         new = self._new_job(asked.checked(self.settings, datetime.now(UTC)))  # the clock judges scheduled_at only
+        self.quotas.admit(self.tenant)
         wakes = is_to_announce(self.database.url)
         job = self._write(None, lambda conn: store.enqueue_one(conn, new, wakes=wakes), one_statement=True)
         return job or self._write(None, lambda conn: self._inserted(conn, new))
@@ -188,7 +196,10 @@ class JobQ(Workflows, Syncs):
         new = self._new_job(accepted, job_id)
         request = asked.model_dump_json(exclude={"idempotency_key"})
         before = self._remembered(conn, accepted.idempotency_key, new.id, request)
-        return self._inserted(conn, new) if before is None else store.get(conn, self.tenant, before)
+        if before is not None:
+            return store.get(conn, self.tenant, before)
+        self.quotas.admit(self.tenant, conn=conn)
+        return self._inserted(conn, new)
 
     def _inserted(self, conn: Connection, new: NewJob) -> Job:
         self._insert(conn, [new], None)
@@ -378,6 +389,7 @@ class JobQ(Workflows, Syncs):
             id=again, trigger=Trigger.MANUAL, state=data.state, retry=data.retry, workflow_id=before.workflow_id,
             generation=before.generation, retry_of=job_id, dedupe_key=before.dedupe_key,
         )  # fmt: skip
+        self.quotas.admit(self.tenant, conn=conn)
         new.lane = self._lane_of(conn, before.workflow_id)
         control.add_event(conn, before.tenant, f"job:{job_id}", "retry", self.actor, detail={"new": str(new.id)})
         self._insert(conn, [new], None)

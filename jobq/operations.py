@@ -11,8 +11,9 @@ from uuid import UUID
 
 from jobq.connections import Connector, StoredConnector
 from jobq.errors import InvalidInput, NotFound
-from jobq.settings import Settings
-from jobq.store import connectors, control, secrets, workers
+from jobq.quotas import Quotas
+from jobq.settings import Quota, Settings
+from jobq.store import connectors, control, quotas, secrets, workers
 from jobq.store.database import Connection, Database
 from jobq.store.wakeup import announce, ring
 from jobq.validation import parse
@@ -38,12 +39,13 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant's share and limit, and what it has in flight."""
+    """A tenant's share, limit and quota, and what it has in flight."""
 
     name: str
     weight: float
     limit: int | None
     in_flight: int
+    quota: Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +97,17 @@ class Queues:
 
 
 class Tenants:
-    """Shares and limits of tenants."""
+    """Shares, limits and quotas of tenants."""
 
-    def __init__(self, database: Database, actor: str) -> None:
-        self._database, self._actor = database, actor
+    def __init__(self, database: Database, quotas: Quotas, actor: str) -> None:
+        self._database, self._quotas, self._actor = database, quotas, actor
 
     def list(self) -> list[Tenant]:
         """Tenants with a setting or with jobs in flight."""
         with self._database.read() as conn:
-            return [Tenant(**row) for row in control.list_tenants(conn)]
+            found, own = control.list_tenants(conn), quotas.read_all(conn)
+        default = self._quotas.settings.quota
+        return [Tenant(**row, quota=default.model_copy(update=own.get(row["name"], {}))) for row in found]
 
     def weight(self, name: str, weight: float) -> None:
         """Its share of the room, relative to the others' (default 1)."""
@@ -116,6 +120,20 @@ class Tenants:
         _positive(limit)
         self._database.run(lambda conn: control.set_tenant(conn, name, self._actor, limit=limit, unlimit=limit is None))
         ring(self._database)
+
+    def quota(self, name: str, **changes: float | str | None) -> Quota:
+        """Change what the tenant may have at once (``jobq.settings.Quota``), and return its quota then.
+
+        None: no limit; ``"default"``: what the installation says. What is not named stays as it is. It holds at once in
+        this process, within five seconds in others. It is judged at the door: what is there already stays.
+        """
+        defaults = {field for field, value in changes.items() if value == "default"}
+        wanted = parse(Quota, {field: None if field in defaults else value for field, value in changes.items()})
+        values = {field: getattr(wanted, field) for field in changes if field not in defaults}
+        if changes:
+            self._database.run(lambda conn: quotas.change(conn, name, values, defaults, self._actor))
+            self._quotas.forget(name)
+        return self._quotas.of(name)
 
 
 class Workers:

@@ -128,6 +128,23 @@ def _place(url: str) -> tuple[str, ...] | None:
     return (scheme.lower(), *parts)
 
 
+class Quota(BaseModel):
+    """What a tenant may have at once, and how often it may ask: see ``jobq.quotas``. None: no limit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    waiting: int | None = Field(default=None, ge=0)
+    """Jobs that are PENDING or QUEUED."""
+    running: int | None = Field(default=None, ge=0)
+    """Jobs that run, above which no more are accepted; how many may run at all is the tenant's limit."""
+    schedules: int | None = Field(default=None, ge=0)
+    """Workflows with a schedule."""
+    rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Requests a second to each API process, by all keys of the tenant together."""
+    burst: int | None = Field(default=None, ge=1)
+    """Requests that may come at once; default: those of one second."""
+
+
 class Settings(BaseSettings):
     """Every setting, with its unit in the name or in the text; durations are seconds or ISO-8601."""
 
@@ -145,6 +162,8 @@ class Settings(BaseSettings):
     plugins: list[str] = Field(default_factory=list)
     """Executors to load beside the installed entry points, as ``module:Class``."""
     policy: Policy = Field(default_factory=Policy)
+    quota: Quota = Field(default_factory=Quota)
+    """Of each tenant for which no operator has set another one."""
 
     lease: Duration = timedelta(seconds=30)
     renew_every: Duration = timedelta(seconds=4)

@@ -25,6 +25,7 @@ from jobq.store.workers import database_now
 from jobq.validation import check_json, parse
 
 if TYPE_CHECKING:
+    from jobq.quotas import Quotas
     from jobq.settings import Settings
     from jobq.specs import Spec
     from jobq.store.database import Connection, Database
@@ -70,6 +71,9 @@ class Workflows:
         @cached_property
         def database(self) -> Database: ...
 
+        @cached_property
+        def quotas(self) -> Quotas: ...
+
         @property
         def _cursor_key(self) -> bytes: ...
 
@@ -94,9 +98,16 @@ class Workflows:
             if before is not None:
                 return workflows.get(conn, self.tenant, before)
             self._check_references(conn, fields)
+            self._admit_schedule(conn, fields)
             return workflows.create(conn, workflow_id, self.tenant, fields, self.actor)
 
         return self._write(None, work)
+
+    def _admit_schedule(self, conn: Connection, fields: dict[str, Any], before: Workflow | None = None) -> None:
+        """The quota has room for the schedule, if this workflow gets one that had none."""
+        had_none = before is None or (before.interval is None and before.cron is None)
+        if had_none and (fields["interval"] is not None or fields["cron"] is not None):
+            self.quotas.admit_schedule(conn, self.tenant)
 
     def _remembered(self, conn: Connection, key: str | None, made: UUID, request: str) -> UUID | None:
         """What an earlier request with this idempotency key made; None: this is the first one, or it has no key."""
@@ -117,6 +128,7 @@ class Workflows:
             before = workflows.get(conn, self.tenant, workflow)
             fields = stored_fields(parse(Definition, _merged(before, changes)).checked(self.settings))
             self._check_references(conn, fields)
+            self._admit_schedule(conn, fields, before)
             return workflows.update(conn, self.tenant, before.id, fields, self.actor)
 
         return self._write(None, work)
@@ -137,7 +149,9 @@ class Workflows:
         try:
             before = workflows.get(conn, self.tenant, fields["name"])
         except NotFound:
+            self._admit_schedule(conn, fields)
             return Applied(workflows.create(conn, new_id(), self.tenant, fields, self.actor), "created")
+        self._admit_schedule(conn, fields, before)
         after = workflows.update(conn, self.tenant, before.id, fields, self.actor)
         return Applied(after, "unchanged" if after.generation == before.generation else "updated")
 
@@ -226,6 +240,7 @@ class Workflows:
             return store.get(conn, self.tenant, before)
         if asked.state is not None:
             check_json(asked.state, max_bytes=self.settings.max_spec_bytes, pointer="/state")
+        self.quotas.admit(self.tenant, conn=conn)
         scheduled_at = asked.scheduled_at
         new = NewJob(
             tenant=found.tenant, kind=found.kind, name=asked.name or found.name, queue=found.queue, spec=found.spec,

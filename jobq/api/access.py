@@ -7,6 +7,7 @@ scripts of strangers, so such a request must also name a loopback host and come 
 from __future__ import annotations
 
 import ipaddress
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 
 from jobq.client import JobQ
-from jobq.errors import Forbidden, InvalidInput, Unauthorized
+from jobq.errors import Forbidden, InvalidInput, TooMany, Unauthorized
 from jobq.keys import Scope, digest_of, looks_like_a_key
 from jobq.settings import Settings
 from jobq.store import keys
@@ -121,9 +122,15 @@ def is_loopback(host: str) -> bool:
 
 
 def caller(request: Request) -> Caller:
-    """Who asks."""
+    """Who asks. Raises TooMany above the rate of its tenant; operators have none."""
     access: Access = request.app.state.access
-    return access.caller(request)
+    who = access.caller(request)
+    taken = None if who.operator else cast("JobQ", request.app.state.jobq).quotas.take(who.tenant)
+    if taken is not None:
+        request.scope["jobq_headers"] = taken.headers
+        if taken.wait:
+            raise TooMany("The tenant asks too often.", retry_after=math.ceil(taken.wait), hint="See RateLimit-Policy.")
+    return who
 
 
 def needs(scope: Scope, *, operator: bool = False) -> Callable[..., JobQ]:

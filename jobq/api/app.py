@@ -92,7 +92,8 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                more = {"x-request-id": request_id, **scope.get("jobq_headers", {})}
+                message["headers"] += [(name.lower().encode(), value.encode()) for name, value in more.items()]
             await send(message)
 
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query
@@ -34,11 +34,22 @@ class QueueLimit(_Body):
     limit: int | None
 
 
+class QuotaChange(_Body):
+    """What is given is changed. null: no limit; ``"default"``: what the installation says."""
+
+    waiting: int | Literal["default"] | None = None
+    running: int | Literal["default"] | None = None
+    schedules: int | Literal["default"] | None = None
+    rate: float | Literal["default"] | None = None
+    burst: int | Literal["default"] | None = None
+
+
 class TenantChange(_Body):
     """What is given is changed. ``limit`` null: no limit."""
 
     weight: float | None = None
     limit: int | None = None
+    quota: QuotaChange | None = None
 
 
 class SecretValue(_Body):
@@ -112,10 +123,14 @@ def list_tenants(jobq: OperatorReader) -> Listing[Tenant]:
 
 @router.patch(
     "/tenants/{name}", status_code=204, tags=["operations"], responses=_WRONG,
-    openapi_extra=described(TenantChange, share={"weight": 2.0, "limit": 500}),
+    openapi_extra=described(
+        TenantChange, share={"weight": 2.0, "limit": 500}, quota={"quota": {"waiting": 10_000, "rate": 50, "burst": 200}}
+    ),
 )  # fmt: skip
 def change_tenant(jobq: Operator, name: str, asked: Annotated[TenantChange, Depends(body(TenantChange))]) -> None:
-    """A tenant's share of the room, and how many of its jobs may be in flight."""
+    """A tenant's share of the room, how many of its jobs may be in flight, and its quota."""
+    if asked.quota is not None:
+        jobq.tenants.quota(name, **asked.quota.model_dump(exclude_unset=True))
     if asked.weight is not None:
         jobq.tenants.weight(name, asked.weight)
     if "limit" in asked.model_fields_set:

@@ -111,6 +111,8 @@ def document(value: Any) -> Any:
     """The value as JSON types: instants in RFC 3339, durations in seconds, ids as text."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: document(getattr(value, field.name)) for field in fields(value)}
+    if callable(dump := getattr(value, "model_dump", None)):  # pydantic's models
+        value = dump()
     if isinstance(value, Mapping):
         return {str(key): document(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

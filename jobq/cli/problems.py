@@ -10,7 +10,7 @@ from types import ModuleType
 import typer
 
 from jobq.cli.output import plain, say
-from jobq.errors import JobQError, Misconfigured, Unavailable
+from jobq.errors import JobQError, Misconfigured, TooMany, Unavailable
 
 FAILED = 1
 MISTAKE = 2
@@ -21,8 +21,8 @@ _GLOBAL_OPTIONS = {"--database-url", "--broker-url", "--tenant", "--config"}
 
 
 def exit_code(error: JobQError) -> int:
-    """2 for the user's mistakes, 3 for what is away, 1 for the rest."""
-    if isinstance(error, Unavailable):
+    """2 for the user's mistakes, 3 for what is away or over a quota just now, 1 for the rest."""
+    if isinstance(error, Unavailable | TooMany):
         return AWAY
     return FAILED if type(error) is JobQError else MISTAKE
 

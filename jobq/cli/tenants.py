@@ -1,18 +1,20 @@
-"""``jobq tenant``: shares and limits."""
+"""``jobq tenant``: shares, limits and quotas."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from typer import Argument
+from typer import Argument, Option
 
-from jobq.cli.options import AsJson
-from jobq.cli.output import plain, say, write_listing, write_table
+from jobq.cli.options import AsJson, given, spread
+from jobq.cli.output import plain, say, write_fields, write_json, write_listing, write_table
 from jobq.cli.queues import parse_limit
 from jobq.cli.session import connected
+from jobq.errors import InvalidInput
 
-app = typer.Typer(no_args_is_help=True, help="Look at tenants, set their shares and limits.")
+app = typer.Typer(no_args_is_help=True, help="Look at tenants, set their shares, limits and quotas.")
 Name = Annotated[str, Argument(metavar="NAME", help="Name of the tenant.", show_default=False)]
 
 
@@ -54,3 +56,46 @@ def weight(
     with connected(context) as jobq:
         jobq.tenants.weight(name, weight)
     say(f"tenant {plain(name)}: weight {weight:g}")
+
+
+@dataclass
+class QuotaOptions:
+    """A tenant's quota."""
+
+    waiting: Annotated[str | None, Option(metavar="N|none|default", help="Jobs that are PENDING or QUEUED.")] = None
+    running: Annotated[str | None, Option(metavar="N|none|default", help="Jobs that run.")] = None
+    schedules: Annotated[str | None, Option(metavar="N|none|default", help="Workflows with a schedule.")] = None
+    rate: Annotated[str | None, Option(metavar="N|none|default", help="Requests a second to each API process.")] = None
+    burst: Annotated[
+        str | None, Option(metavar="N|none|default", help="Requests at once; default: those of a second.")
+    ] = None
+
+    def changes(self) -> dict[str, float | str | None]:
+        """As arguments of ``Tenants.quota``."""
+        return {name: _value(name, text) for name, text in given(**vars(self)).items()}
+
+
+def _value(name: str, text: str) -> float | str | None:
+    if text in {"none", "default"}:
+        return None if text == "none" else text
+    try:
+        return float(text) if name == "rate" else int(text)
+    except ValueError:
+        raise InvalidInput(
+            f"{text[:100]!r} is no quota.", hint="Write a number, none or default.", pointer=f"/{name}"
+        ) from None
+
+
+@app.command()
+@spread
+def quota(context: typer.Context, name: Name, *, wanted: QuotaOptions, as_json: AsJson = False) -> None:
+    """What it may have at once; beyond it no more jobs, schedules or requests of it are accepted for now.
+
+    Without options it is shown only.
+    """
+    with connected(context) as jobq:
+        found = jobq.tenants.quota(name, **wanted.changes())
+    if as_json:
+        write_json(found.model_dump())
+        return
+    write_fields((field, "no limit" if value is None else value) for field, value in found.model_dump().items())

@@ -279,7 +279,7 @@ def list_queues(conn: Connection) -> list[dict[str, Any]]:
     load = read_load(conn)
     waiting = [
         (name, conn.scalar(sa.select(sa.func.count()).select_from(_ready(name).limit(10_000).subquery())))
-        for name in _ready_queues(conn)
+        for name in ready_queues(conn)
     ]
     ready = dict(waiting)
     names = sorted({*load.slots, *load.queues, *load.paused, *load.queue_limits, *ready})
@@ -294,7 +294,7 @@ def _ready(queue: str) -> Any:
     return sa.select(jobs.c.id).where(jobs.c.reason == sa.literal_column("'ready'"), jobs.c.queue == queue)
 
 
-def _ready_queues(conn: Connection) -> list[str]:
+def ready_queues(conn: Connection) -> list[str]:
     """The queues that have ready jobs: one step over the index for each, never a scan."""
     names: list[str] = []
     after = ""

@@ -19,6 +19,8 @@ from jobq.store.database import Instant, Json
 
 metadata = sa.MetaData()
 
+HELD = "reason IN ('scheduled', 'retrying', 'requeued', 'blocked', 'paused')"
+"""Jobs that wait for something else than room, and paused SYNCs."""
 _TERMINAL = ", ".join(f"'{status}'" for status in sorted(status for status, edges in EDGES.items() if not edges))
 
 
@@ -81,6 +83,7 @@ jobs = Table(
         "jobq_jobs_promote", "queue", "tenant", "lane", sa.text("priority DESC"), "ready_at", "id",
         where="reason = 'ready'",
     ),
+    _index("jobq_jobs_held_of_tenant", "tenant", where=HELD),
     _index("jobq_jobs_wake", "due_at", where="due_at IS NOT NULL"),
     _index("jobq_jobs_claim_and_resend", "queue", "next_send_at", where="next_send_at IS NOT NULL"),
     _index("jobq_jobs_of_worker", "worker_id", where="worker_id IS NOT NULL"),
@@ -254,6 +257,7 @@ tenants = Table(
     Column("name", sa.Text, primary_key=True),
     Column("weight", sa.Float, nullable=False, server_default="1"),
     Column("limit", sa.Integer),
+    Column("quota", Json),  # what differs from the installation's default; null in it: no limit
 )
 
 installation = Table("jobq_installation", metadata, Column("id", sa.Uuid, primary_key=True))

@@ -43,7 +43,7 @@ def test_the_public_names_are_these() -> None:
         "Attempt", "Conflict", "Container", "Context", "Cron", "Definition", "Every", "Forbidden", "Heartbeat",
         "InvalidInput", "Job", "JobQ", "JobQError", "JobRequest", "Kind", "LogLine", "Misconfigured", "NotFound",
         "Outcome", "Page", "Reason", "RetryPolicy", "Settings", "SourceSpec", "Spec", "Status", "Sync", "TargetSpec",
-        "Trigger", "Unavailable", "Workflow", "WorkflowStatus",
+        "TooMany", "Trigger", "Unavailable", "Workflow", "WorkflowStatus",
     ]  # fmt: skip
 
 
