@@ -26,9 +26,10 @@ from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
 from jobq.quotas import Quotas
 from jobq.settings import Settings
 from jobq.states import Status, Trigger
-from jobq.store import artifacts, control
+from jobq.store import artifacts, audit, control
 from jobq.store import jobs as store
 from jobq.store import why as reasons
+from jobq.store.audit import AuditEvent, AuditFilter
 from jobq.store.connectors import check_references
 from jobq.store.database import Database
 from jobq.store.fanin import child_spec
@@ -407,9 +408,36 @@ class JobQ(Workflows, Syncs):
             raise InvalidInput(f"older_than is wrong: {error}.", hint=HINT, pointer="/older_than") from None
         total, deleted = 0, _DELETED_AT_ONCE
         while deleted == _DELETED_AT_ONCE:
-            deleted = self.database.run(lambda conn: prune(conn, kept.total_seconds(), _DELETED_AT_ONCE))
+            deleted = self.database.run(
+                lambda conn: prune(
+                    conn,
+                    kept.total_seconds(),
+                    _DELETED_AT_ONCE,
+                    events_kept=self.settings.audit_retention.total_seconds(),
+                )
+            )
             total += deleted
+        if total:
+            detail = {"deleted": total, "older_than_seconds": kept.total_seconds()}
+            self.database.run(lambda conn: control.add_event(conn, "", "jobs:all", "prune", self.actor, detail=detail))
         return total
+
+    def audit(
+        self, *, everything: bool = False, limit: int = 50, cursor: str | None = None, **only: Any
+    ) -> Page[AuditEvent]:
+        """Who did what, the newest first; ``only``: the fields of ``jobq.store.audit.AuditFilter``. ``limit``: 1 to 200.
+
+        ``everything``: of all tenants, and what concerns none, such as queues. Plain enqueues are no events.
+        """
+        if not 1 <= limit <= 200:
+            raise InvalidInput("limit is between 1 and 200.", pointer="/limit")
+        tenant, wanted = None if everything else self.tenant, AuditFilter(**only)
+        filters = fingerprint(listing="audit", tenant=tenant, only=asdict(wanted))
+        before = read_cursor(self._cursor_key, filters, cursor)
+        with self.database.read() as conn:
+            found = audit.list_page(conn, tenant, wanted, before=before, limit=limit + 1)
+        page = found[:limit]
+        return Page(page, make_cursor(self._cursor_key, filters, page[-1].id) if len(found) > limit else None)
 
     def _act(self, job_id: UUID, work: Callable[[Connection], None]) -> Job:
         def both(conn: Connection) -> Job:

@@ -16,6 +16,18 @@ from jobq.states import TERMINAL, Desired, Reason, Status, Trigger
 Item = TypeVar("Item")
 
 
+class Actor(str):
+    """Who acts, by name: what ``JobQ(actor=…)`` says, or the holder of an API key, whose id events keep beside it."""
+
+    key_id: UUID | None
+
+    def __new__(cls, name: str, key_id: UUID | None = None) -> Actor:
+        """``key_id``: of the key by which the actor was recognized."""
+        made = super().__new__(cls, name)
+        made.key_id = key_id
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A timed part of an attempt: seconds since the attempt began, and how long it took."""

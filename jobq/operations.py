@@ -155,8 +155,13 @@ class Workers:
 
     def drain(self, worker: UUID) -> None:
         """It takes no more jobs, lets the running ones end, and exits. Raises NotFound if it does not live."""
-        if not self._database.run(lambda conn: workers.set_draining(conn, worker)):
-            raise NotFound(f"There is no live worker {worker}.", hint="jobq worker list shows them.")
+
+        def work(conn: Connection) -> None:
+            if not workers.set_draining(conn, worker):
+                raise NotFound(f"There is no live worker {worker}.", hint="jobq worker list shows them.")
+            control.add_event(conn, "", f"worker:{worker}", "drain", self._actor)
+
+        self._database.run(work)
 
 
 class Secrets:

@@ -182,6 +182,8 @@ class Settings(BaseSettings):
     max_spec_bytes: int = 256 * 1024
     retention: Duration = timedelta(days=30)
     """How long finished jobs are kept."""
+    audit_retention: Duration = timedelta(days=400)
+    """How long it stays on record who did what, to jobs that are gone too."""
     log_level: str = "INFO"
     hints_per_message: int = Field(default=200, ge=1, le=1000)
 

@@ -14,11 +14,12 @@ _BATCH = 1000
 class Pruner:
     """Deletes in batches of a thousand, with pauses, so that nobody waits for it."""
 
-    def __init__(self, database: Database, retention: timedelta) -> None:
+    def __init__(self, database: Database, retention: timedelta, audit_retention: timedelta) -> None:
         self._database = database
         self._retention = retention.total_seconds()
+        self._events_kept = audit_retention.total_seconds()
 
     def tick(self) -> float:
         """One batch; returns the seconds until the next."""
-        deleted = self._database.run(lambda conn: prune(conn, self._retention, _BATCH))
+        deleted = self._database.run(lambda conn: prune(conn, self._retention, _BATCH, events_kept=self._events_kept))
         return 0.2 if deleted == _BATCH else _EVERY

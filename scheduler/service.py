@@ -64,7 +64,7 @@ class Scheduler:
             Loop("reap", reaper.tick),
             Loop("fan-in", FanIn(self._database, ready).tick),
             Loop("stale", StaleCollector(self._database).tick),
-            Loop("prune", Pruner(self._database, settings.retention).tick),
+            Loop("prune", Pruner(self._database, settings.retention, settings.audit_retention).tick),
             Loop("seen", self._say_alive),
         ]
         self._listener = Listener(self._database, self._on_commit)

@@ -19,6 +19,7 @@ from fastapi import Depends, Request
 from jobq.client import JobQ
 from jobq.errors import Forbidden, InvalidInput, TooMany, Unauthorized
 from jobq.keys import Scope, digest_of, looks_like_a_key
+from jobq.models import Actor
 from jobq.settings import Settings
 from jobq.store import keys
 from jobq.store.database import Database
@@ -68,7 +69,9 @@ class Access:
         if found.tenant is not None and wanted not in (None, found.tenant):
             raise Forbidden(f"This API key is bound to its tenant: {_TENANT} is for operators' keys.", code="scope")
         tenant = found.tenant or _tenant(wanted, self._settings.tenant)
-        return Caller(tenant, Scope(found.scope), f"{found.name} (key)", found.tenant is None, found.id)
+        return Caller(
+            tenant, Scope(found.scope), Actor(f"{found.name} (key)", found.id), found.tenant is None, found.id
+        )
 
     def _find(self, key: str) -> StoredKey | None:
         digest = digest_of(self._settings, key)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobq.api import health, hooks, jobs, logs, operations, problems, workflows
+from jobq.api import audit, health, hooks, jobs, logs, operations, problems, workflows
 from jobq.api.access import Access
 from jobq.api.streams import Watching
 from jobq.client import JobQ
@@ -49,7 +49,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.jobq, app.state.access = door, Access(settings, door.database)
     problems.install(app)
-    for router in (jobs.router, logs.router, workflows.router, hooks.router, operations.router):
+    for router in (jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router):
         app.include_router(router, prefix="/v1", responses=problems.documented(401))
     app.include_router(health.router)
     app.add_middleware(Requests)

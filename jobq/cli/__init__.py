@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from jobq.cli import (
+    audit,
     configuration,
     connectors,
     database,
@@ -35,7 +36,7 @@ from jobq.cli.session import Session
 from jobq.errors import JobQError
 
 _ORDER = (
-    "enqueue", "job", "workflow", "connector", "sync", "queue", "tenant", "secret", "key", "dev", "scheduler", "worker", "api", "db",
+    "enqueue", "job", "workflow", "connector", "sync", "queue", "tenant", "secret", "key", "audit", "dev", "scheduler", "worker", "api", "db",
     "prune", "config", "doctor",
 )  # fmt: skip
 
@@ -117,5 +118,6 @@ app.command()(service.api)
 app.command()(service.dev)
 app.add_typer(database.app, name="db")
 app.command()(database.prune)
+app.command()(audit.audit)
 app.command()(configuration.config)
 app.command()(doctor.doctor)

@@ -24,7 +24,14 @@ def add_event(
     """Only interventions are events: what a person did, to what, and when."""
     conn.execute(
         sa.insert(events).values(
-            id=new_id(), at=now(), tenant=tenant, subject=subject, action=action, actor=actor, detail=detail
+            id=new_id(),
+            at=now(),
+            tenant=tenant,
+            subject=subject,
+            action=action,
+            actor=str(actor),
+            key_id=getattr(actor, "key_id", None),
+            detail=detail,
         )
     )
 

@@ -33,12 +33,14 @@ TARGETS_KEPT = 3600.0
 """How long it is remembered that a target asked for patience, in seconds after that time is over."""
 REQUESTS_KEPT = 24 * 3600.0
 """How long an idempotency key is remembered, in seconds."""
+EVENTS_KEPT = 400 * 24 * 3600.0
+"""How long it stays on record who did what, in seconds."""
 
 
-def prune(conn: Connection, retention: float, limit: int = 1000) -> int:
+def prune(conn: Connection, retention: float, limit: int = 1000, *, events_kept: float = EVENTS_KEPT) -> int:
     """Delete up to ``limit`` jobs that ended more than ``retention`` seconds ago (or their workflow's own retention).
 
-    Returns how many. Ids grow with time, so the walk begins at the oldest and needs no index of its own.
+    What people did to them stays on record for ``events_kept`` seconds. Returns how many. Ids grow with time, so the walk begins at the oldest and needs no index of its own.
     """
     dialect = conn.dialect.name
     own = sa.func.coalesce(workflows.c.retention, retention)
@@ -59,17 +61,14 @@ def prune(conn: Connection, retention: float, limit: int = 1000) -> int:
     ids = id_list(dialect, old)
     for table, column in _OF_JOBS.items():
         conn.execute(sa.delete(table).where(is_one_of(dialect, table.c[column], "ids")), {"ids": ids})
-    subjects = {"subjects": id_list(dialect, (f"job:{job_id}" for job_id in old))}
-    conn.execute(sa.delete(events).where(is_one_of(dialect, events.c.subject, "subjects")), subjects)
     done: Any = conn.execute(sa.delete(jobs).where(is_one_of(dialect, jobs.c.id, "ids")), {"ids": ids})
-    _prune_rest(conn, retention)
+    _prune_rest(conn, retention, events_kept)
     return int(done.rowcount)
 
 
-def _prune_rest(conn: Connection, retention: float) -> None:
+def _prune_rest(conn: Connection, retention: float, events_kept: float) -> None:
     conn.execute(sa.delete(requests).where(requests.c.created_at < later(-REQUESTS_KEPT)))
-    # Those of a job go with it; its workflow may keep it longer.
-    conn.execute(sa.delete(events).where(events.c.at < later(-retention), ~events.c.subject.startswith("job:")))
+    conn.execute(sa.delete(events).where(events.c.at < later(-events_kept)))
     conn.execute(sa.delete(targets).where(targets.c.not_before < later(-TARGETS_KEPT)))
     conn.execute(sa.delete(schedulers).where(schedulers.c.renewed_at < later(-3600)))
     held = sa.exists().where(jobs.c.worker_id == workers.c.id)

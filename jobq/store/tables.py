@@ -168,8 +168,11 @@ events = Table(
     Column("subject", sa.Text, nullable=False),  # "job:<id>", "workflow:<id>", "queue:<name>", "tenant:<name>"
     Column("action", sa.Text, nullable=False),
     Column("actor", sa.Text, nullable=False),
+    Column("key_id", sa.Uuid),  # the API key that was used
     Column("detail", Json),
     _index("jobq_events_of_subject", "subject", "id"),
+    _index("jobq_events_of_tenant", "tenant", "id"),
+    _index("jobq_events_prune", "at"),
 )
 
 requests = Table(

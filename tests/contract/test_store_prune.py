@@ -11,7 +11,7 @@ from jobq.store import artifacts, jobs, logs, workers
 from jobq.store.claim import Claimed
 from jobq.store.jobs import new_id
 from jobq.store.logs import Chunk
-from jobq.store.prune import REQUESTS_KEPT, prune
+from jobq.store.prune import EVENTS_KEPT, REQUESTS_KEPT, prune
 from jobq.store.tables import metadata
 from tests.stores import Store
 
@@ -57,7 +57,7 @@ def test_a_job_goes_with_everything_that_belongs_to_it(store: Store, worker: UUI
         "jobq_jobs", "jobq_job_data", "jobq_attempts", "jobq_job_logs", "jobq_artifacts", "jobq_events",
     }  # fmt: skip
     assert pruned(store) == 1
-    assert traces(store, job.id) == set()
+    assert traces(store, job.id) == {"jobq_events"}, "what people did to it stays on record"
 
 
 def test_what_ended_lately_and_what_has_not_ended_stays(store: Store, worker: UUID) -> None:
@@ -74,7 +74,7 @@ def test_other_jobs_keep_what_is_theirs(store: Store, worker: UUID) -> None:
     old, young = run(store, worker, days_ago=31), run(store, worker, days_ago=1)
     before = traces(store, young.id)
     assert pruned(store) == 1
-    assert (traces(store, old.id), traces(store, young.id)) == (set(), before)
+    assert (traces(store, old.id), traces(store, young.id)) == ({"jobq_events"}, before)
 
 
 def test_the_retention_of_a_workflow_is_its_own(store: Store, worker: UUID) -> None:
@@ -85,8 +85,8 @@ def test_the_retention_of_a_workflow_is_its_own(store: Store, worker: UUID) -> N
         for flow, days in ((brief, 2), (long, 100), (usual, 2))
     }
     assert pruned(store, days=30) == 1
-    assert traces(store, ended[brief.id]) == set()
-    assert "jobq_events" in traces(store, ended[long.id])  # events of a job stay as long as the job
+    assert traces(store, ended[brief.id]) == {"jobq_events"}
+    assert "jobq_jobs" in traces(store, ended[long.id])
     assert store.state(ended[usual.id]) == "COMPLETED·succeeded"
 
 
@@ -102,11 +102,14 @@ def test_pruning_goes_in_batches_oldest_first(store: Store, worker: UUID) -> Non
     assert [pruned(store, limit=2) for _ in range(3)] == [2, 1, 0]
 
 
-def test_events_of_workflows_queues_and_tenants_follow_the_retention_of_the_installation(store: Store) -> None:
+def test_what_people_did_is_on_record_for_a_time_of_its_own(store: Store, worker: UUID) -> None:
     store.workflow()
-    assert pruned(store) == 0
-    assert store.count("jobq_events") == 1
+    run(store, worker, days_ago=31)
+    assert pruned(store) == 1
     store.do(prune, -60.0)
+    assert store.count("jobq_events") == 2
+    assert EVENTS_KEPT == 400 * DAY
+    store.do(lambda conn: prune(conn, 30 * DAY, events_kept=-60.0))
     assert store.count("jobq_events") == 0
 
 
