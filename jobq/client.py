@@ -41,7 +41,7 @@ from jobq.syncs import Syncs
 from jobq.tail import Tail, follow_log
 from jobq.timeline import Event, timeline
 from jobq.validation import parse
-from jobq.workflows import Workflows
+from jobq.workflows import APPLICATION, Workflows
 
 if TYPE_CHECKING:
     from jobq.specs import Spec
@@ -66,7 +66,7 @@ class JobQ(Workflows, Syncs):
         database_url: str | None = None,
         *,
         tenant: str | None = None,
-        actor: str = "python",
+        actor: str = APPLICATION,
         settings: Settings | None = None,
     ) -> None:
         settings = settings or Settings.load()
@@ -225,6 +225,7 @@ class JobQ(Workflows, Syncs):
             scheduled_at=request.scheduled_at,
             stale_after=None if request.stale_after is None else request.stale_after.total_seconds(),
             state=request.state, retry=request.retry.stored(), dedupe_key=request.dedupe_key, after=request.after,
+            started_by=self._maker,
         )  # fmt: skip
 
     # --- look ----------------------------------------------------------------------------------------------------
@@ -388,7 +389,7 @@ class JobQ(Workflows, Syncs):
             tenant=before.tenant, kind=before.kind, name=before.name, queue=before.queue, spec=data.spec,
             priority=before.priority, max_attempts=(data.retry or {}).get("max_attempts", 1), timeout=before.timeout,
             id=again, trigger=Trigger.MANUAL, state=data.state, retry=data.retry, workflow_id=before.workflow_id,
-            generation=before.generation, retry_of=job_id, dedupe_key=before.dedupe_key,
+            generation=before.generation, retry_of=job_id, dedupe_key=before.dedupe_key, started_by=self._maker,
         )  # fmt: skip
         self.quotas.admit(self.tenant, conn=conn)
         new.lane = self._lane_of(conn, before.workflow_id)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from jobq.store.database import Connection, Database
 
 Result = TypeVar("Result")
+APPLICATION = "python"
+"""The actor of who did not say who acts."""
 WorkflowKey = UUID | str
 """A workflow is named by its id or by its name."""
 
@@ -250,11 +252,16 @@ class Workflows:
             scheduled_at=None if scheduled_at is None else parse_instant(scheduled_at, database_now(conn)),
             stale_after=None if found.stale_after is None else found.stale_after.total_seconds(),
             state=asked.state, retry=found.retry, workflow_id=found.id, generation=found.generation,
-            dedupe_key=asked.dedupe_key, after=asked.after,
+            dedupe_key=asked.dedupe_key, after=asked.after, started_by=self._maker,
         )  # fmt: skip
         store.enqueue(conn, [new])
         announce(conn, always=not own)
         return store.get(conn, self.tenant, new.id)
+
+    @property
+    def _maker(self) -> str | None:
+        """Who makes jobs by this door; None: an application that did not say its name."""
+        return None if self.actor == APPLICATION else self.actor
 
     def _lane_of(self, conn: Connection, workflow_id: UUID | None) -> str:
         """The lane of a workflow's jobs: its own where it has a concurrency, else the common one."""

@@ -41,7 +41,7 @@ def gather(conn: Connection, job: Job, env_id: str) -> Facts:
         "message": (job.message if job.finished else None) or why(conn, job.tenant, job.id),
         "started_at": job.started_at or (ended[-1].started_at if ended else None),
         "last_updated": _last_updated(conn, job, ended),
-        "actor": None if root is None else _actor(conn, root.id, root.retry_of),
+        "actor": None if root is None else (data and data.started_by) or _actor(conn, root.id, root.retry_of),
         "source_type": _source_type(conn, job, spec),
         "fanout": exports.fanout(conn, job.id) if job.kind == SYNC else None,
         "exports": [own] if own is not None else [],
@@ -62,8 +62,8 @@ def _root(conn: Connection, sync_id: UUID | None) -> Any:
 
 
 def _data(conn: Connection, job_id: UUID) -> Row[Any] | None:
-    """Spec and state; None: there is none any more."""
-    columns: Any = (job_data.c.spec, job_data.c.state)
+    """Spec, state and who made it; None: there is none any more."""
+    columns: Any = (job_data.c.spec, job_data.c.state, job_data.c.started_by)
     return conn.execute(sa.select(*columns).where(job_data.c.job_id == job_id)).first()
 
 
@@ -105,7 +105,7 @@ def _last_updated(conn: Connection, job: Job, ended: Sequence[Attempt]) -> datet
 
 
 def _actor(conn: Connection, job_id: UUID, retry_of: UUID | None) -> str | None:
-    """Who made the job: on record for a retry, which is an intervention."""
+    """Who asked for a retry: an event, and all that there is of jobs that were made before they knew who made them."""
     if retry_of is None:
         return None
     retries = (event for event in control.list_events(conn, f"job:{retry_of}") if event.action == "retry")

@@ -61,6 +61,8 @@ class NewJob:
     """Recorded only: CANCELED·upstream_failed."""
     after: tuple[UUID, ...] = ()
     """Jobs that it waits for: see ``jobq.store.after``."""
+    started_by: str | None = None
+    """Who made it; None: a schedule, or an application that says no name."""
 
     @property
     def domain(self) -> str | None:
@@ -98,7 +100,9 @@ _JOB_COLUMNS: dict[str, Any] = {
 _ARRIVAL_COLUMNS: dict[str, Any] = {"blocked": sa.Boolean(), "overlaps": sa.Boolean(), "orphaned": sa.Boolean()}
 _SENT = (*_JOB_COLUMNS, *_ARRIVAL_COLUMNS)
 _SHOWN_NAMES = tuple(Job.__dataclass_fields__)
-_DATA_COLUMNS: dict[str, Any] = {"id": sa.Uuid(), "spec": Json, "state": Json, "retry": Json}
+_DATA_COLUMNS: dict[str, Any] = {
+    "id": sa.Uuid(), "spec": Json, "state": Json, "retry": Json, "started_by": sa.Text()
+}  # fmt: skip
 
 
 @cache
@@ -142,7 +146,7 @@ def _insert_data(dialect: str) -> Any:
 
 def _insert_data_if(dialect: str, condition: ColumnElement[bool]) -> Any:
     new = incoming(dialect, "new", _DATA_COLUMNS)
-    columns = {"job_id": new.c.id, "spec": new.c.spec, "state": new.c.state, "retry": new.c.retry}
+    columns = {"job_id": new.c.id, **{name: new.c[name] for name in _DATA_COLUMNS if name != "id"}}
     rows = sa.select(*(value.label(name) for name, value in columns.items()))
     rows = rows.where(new.c.id.is_not(None), condition)
     return insert(dialect, job_data).from_select(list(columns), rows).on_conflict_do_nothing()
@@ -189,7 +193,8 @@ def _row(job: NewJob) -> dict[str, Any]:
 
 def _data_row(job: NewJob) -> dict[str, Any]:
     state = {"state": job.state} if job.state is not None else {}
-    return {"id": job.id, "spec": job.spec, **state, **({"retry": job.retry} if job.retry else {})}
+    maker = {"started_by": str(job.started_by)} if job.started_by else {}
+    return {"id": job.id, "spec": job.spec, **state, **({"retry": job.retry} if job.retry else {}), **maker}
 
 
 def enqueue_one(conn: Connection, job: NewJob, *, wakes: bool) -> Job | None:
@@ -242,7 +247,8 @@ def _write_duplicate(conn: Connection, job: NewJob, holder: UUID) -> None:
             message=f"job {holder} holds the dedupe key",
         )
     )
-    conn.execute(sa.insert(job_data).values(job_id=job.id, spec=job.spec, state=job.state, retry=job.retry))
+    data = {"spec": job.spec, "state": job.state, "retry": job.retry, "started_by": job.started_by}
+    conn.execute(sa.insert(job_data).values(job_id=job.id, **data))
 
 
 def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, job_id: UUID) -> UUID | None:

@@ -116,6 +116,7 @@ job_data = Table(
     Column("state", Json),
     Column("retry", Json),
     Column("checkpoint", Json),
+    Column("started_by", sa.Text),  # of MANUAL jobs: who made it, unless that is an application that says no name
 )
 
 attempts = Table(

@@ -272,3 +272,12 @@ def test_running_here_tells_which_attempts_have_an_owner(store: Store) -> None:
     job, waiting = store.running_one(worker).id, store.enqueue_one()
     found = [(job, 1), (job, 2), (waiting, 0), (new_id(), 1)]
     assert store.look(jobs.running_here, found) == {(job, 1)}
+
+
+def test_a_job_keeps_who_made_it_by_whatever_way_it_comes(store: Store) -> None:
+    alone, among, unnamed = (new_job(started_by=maker, dedupe_key=maker) for maker in ("ann", "bob", None))
+    duplicate = new_job(started_by="eve", dedupe_key="bob")
+    assert store.do(jobs.enqueue_one, alone, wakes=False) is not None
+    store.do(jobs.enqueue, [among, unnamed, duplicate])
+    made = [store.look(jobs.get_data, job.id).started_by for job in (alone, among, unnamed, duplicate)]
+    assert made == ["ann", "bob", None, "eve"]

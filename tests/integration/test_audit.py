@@ -79,6 +79,9 @@ def test_every_route_that_changes_something_leaves_an_event_that_names_the_key(a
             events = [event for event in page.items if event.id not in before]
             if (method, path) in ENQUEUES:
                 assert events == []
+                told = answer.json()
+                maker = "thing (hook)" if "hooks" in path else "the auditor's (key)"
+                assert owner.details(UUID(told.get("job_id") or told["id"]))["started_by"] == maker
                 continue
             assert events, f"{method} {path} left no event"
             for event in events:
