@@ -5,7 +5,10 @@ the place where it is.
 """
 
 import base64
+import hmac
+import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -23,7 +26,7 @@ import pytest
 from tests import services
 from tests.command import warm
 from tests.containers import IMAGE
-from tests.fleet import Fleet
+from tests.fleet import JOBQ, Fleet
 from tests.services import wait_until
 
 CORE = "9b1fe4c07d"
@@ -31,7 +34,7 @@ SECRET = f'kanari/{CORE}+="zz'
 """Differs in text, in URLs, in JSON and in base64; its core survives every form but base64."""
 OWN = {"database": "c0ffee91d3-db", "broker": "c0ffee91d3-mq", "key": "c0ffee91d3-key-of-the-vault"}
 """What the installation itself must keep: two passwords, and the key of the vault."""
-SEALED = ("jobq_secrets", "sealed")
+SEALED = {("jobq_secrets", "sealed"), ("jobq_hooks", "sealed")}
 
 
 def traces() -> list[str]:
@@ -199,6 +202,7 @@ def test_a_secret_is_nowhere_but_sealed_in_its_own_table(run: Run) -> None:
             run.see("ps", process.read_bytes().decode(errors="replace"))
         except OSError:
             continue
+    token = send_to_a_hook(run)
     run.fleet.wait_until_done(90)
     check_that_the_secret_came_through(run, jobs)
     look_with_commands(run)
@@ -207,15 +211,44 @@ def test_a_secret_is_nowhere_but_sealed_in_its_own_table(run: Run) -> None:
     run.see("redis", run.commands.decode(errors="replace"))
     run.see("logs", "\n".join(file.read_text() for file in run.fleet.folder.glob("*.log")))
 
-    found = [(where, trace) for where, what in run.seen for trace in traces() if trace in what]
+    looked_for = [*traces(), token]
+    found = [(where, trace) for where, what in run.seen for trace in looked_for if trace in what]
     for where, what in run.seen:  # where it is, for whoever has to mend it
-        for trace in traces():
+        for trace in looked_for:
             if trace in what:
                 at = what.index(trace)
                 print(f"{where}: …{what[max(0, at - 150) : at + 60]!r}…")
     assert not found
     places = {where.partition(" ")[0] for where, _ in run.seen}
     assert places >= {"redis", "docker", "ps", "logs", "jobq", "jobq_jobs", "jobq_attempts", "jobq_job_logs"}
+
+
+def send_to_a_hook(run: Run) -> str:
+    """Another system starts a job by a hook that is signed with the secret, and is refused, too. What the token ends in."""
+    jobq = run.fleet.jobq
+    flow = jobq.create_workflow(
+        {"endpoint": f"{run.peer}/hooked"}, kind="HEARTBEAT", name="hooked", retry={"max_attempts": 1}
+    )
+    hook = jobq.hooks.create(flow.id, "canary", signature="hub", secret=SECRET, envelope=True)
+    process = run.fleet.start(str(JOBQ), "api", "--port", "0")
+    listens = re.compile(r"listens on http://127.0.0.1:(\d+)")
+    port = wait_until(lambda: listens.search(run.fleet.logs()), 30, what="the API to listen")[1]
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
+    for signature, status in (
+        (hmac.new(SECRET.encode(), b"{}", "sha256").hexdigest(), 202),
+        (SECRET.encode().hex(), 401),
+    ):
+        headers = {"X-Hub-Signature-256": f"sha256={signature}", "Authorization": f"Bearer {SECRET.encode().hex()}"}
+        connection.request("POST", hook.path, b"{}", headers)
+        answer = connection.getresponse()
+        run.see("the API's answer", f"{answer.headers} {answer.read().decode()}")
+        assert answer.status == status
+    connection.close()
+    run.command("workflow", "hook", "list", "hooked")
+    run.command("audit", "--all", "--json")
+    process.terminate()
+    process.wait(20)
+    return hook.token[-28:]
 
 
 def check_that_the_secret_came_through(run: Run, jobs: list[Any]) -> None:
@@ -254,8 +287,8 @@ def look_into_tables(run: Run) -> None:
         for (table,) in tables:
             for (row,) in connection.execute(f"SELECT to_jsonb(t) FROM {table} t".encode()):
                 for column, value in row.items():
-                    if (table, column) == SEALED:
-                        assert SECRET not in value
+                    if (table, column) in SEALED:
+                        assert SECRET not in (value or "")
                         continue
                     run.see(f"{table} {column}", _readable(value))
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from jobq.models import Outcome
 from jobq.retry import RetryPolicy
 from jobq.states import Trigger
-from jobq.store import claim, finish, jobs, materialize, promote, workers
+from jobq.store import claim, finish, jobs, materialize, promote, quotas, workers
 from jobq.store.database import Database
 from tests.fanouts import FanOuts, keys, refused
 
@@ -154,6 +154,8 @@ def test_a_look_that_finds_nothing_walks_past_nothing(recorded: Recorded, analyz
     recorded.run(materialize.materialize)
     recorded.run(lambda conn: workers.release_lost(conn, reattach_grace=300.0))
     recorded.run(lambda conn: workers.adopt(conn, recorded.worker, "here", 50))
+    recorded.run(lambda conn: quotas.count_waiting(conn, "default", BATCH))
+    recorded.run(lambda conn: quotas.count_running(conn, "default"))
     walks = list(walked(recorded.plans))
     assert len(recorded.plans) >= 8, "nothing was explained"
     assert walks == []

@@ -1,14 +1,19 @@
 """Quotas and rates: judged at every door that a person or an application comes through, and at no other."""
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from jobq import InvalidInput, JobQ, Status, TooMany
+from jobq import InvalidInput, JobQ, Settings, Status, TooMany
 from jobq.quotas import Bucket
+from jobq.settings import Policy, Quota
+from jobq.testing import running
 from tests.api import HEARTBEAT, Api, problem
 from tests.stores import Store
 
@@ -125,6 +130,23 @@ def test_slots_are_never_refused(api: Api) -> None:
     store.materialize()
     (job,) = api.jobq.list(workflow_id=flow.id).items
     assert job.status is Status.PENDING
+
+
+def test_children_of_a_sync_are_never_refused(tmp_path: Path) -> None:
+    (tmp_path / "people.jsonl").write_text("".join(f'{{"id": "{number}"}}\n' for number in range(5)))
+    with closing(sqlite3.connect(tmp_path / "crm.db")) as crm:
+        crm.execute("CREATE TABLE people (id TEXT PRIMARY KEY)")
+    target = {
+        "name": "crm",
+        "type": "sql",
+        "config": {"url": f"sqlite:///{tmp_path}/crm.db", "table": "people", "key": "id"},
+    }
+    source = {"type": "jsonl", "config": {"path": f"{tmp_path}/people.jsonl"}}
+    with running(Settings(policy=Policy(areas=[str(tmp_path)]), quota=Quota(waiting=1))) as jobq:
+        sync = jobq.enqueue({"domain": "people", "source": source, "targets": [target]}, kind="SYNC")
+        over(lambda: jobq.enqueue_many([{**PROBE, "spec": SPEC}] * 2))
+        assert jobq.wait(sync.id, timeout=30).status is Status.COMPLETED
+        assert jobq.fanout(sync.id).targets["crm"].success == 5
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------
