@@ -42,7 +42,7 @@ MOST_A_MINUTE = 10_000
 _SHOWN_CHARACTERS = len(PREFIX) + 5
 _WINDOW = timedelta(minutes=5)
 _KEPT = re.compile(r"content-type|user-agent|(x|webhook|ce)-.+")
-_NEVER_KEPT = re.compile(r"auth|cookie|key|password|secret|signature|token|x-forwarded|x-jobq|x-real-ip")
+_NEVER_KEPT = re.compile(r"auth|cookie|(?<!^x-event-)key|password|secret|signature|token|x-forwarded|x-jobq|x-real-ip")
 
 
 class Signature(StrEnum):

@@ -68,3 +68,18 @@ def test_another_system_starts_a_job_by_a_signed_post_and_its_token_is_in_no_log
     assert "/v1/hooks/***" in log
     assert path.removeprefix("/v1/hooks/") not in log + command.ok("job", "show", job["id"]).out
     assert secret not in log
+
+
+def test_a_secret_is_read_from_stdin_and_mistakes_with_hooks_are_explained(command: Command) -> None:
+    command.ok("workflow", "create", "books", "--kind", "HEARTBEAT", "--spec", '{"endpoint": "https://example.org/"}')
+    own = command.ok(
+        "workflow", "hook", "create", "books", "github", "--signature", "hub", "--secret-file", "-", "--json",
+        stdin="a secret of their own\n",
+    )  # fmt: skip
+    assert own.document["secret"] == "a secret of their own"
+    assert own.document["path"] == f"/v1/hooks/{own.document['token']}"
+    assert "a secret" not in command.ok("workflow", "hook", "list", "books").out
+    command.refused("validation_error", "workflow", "hook", "create", "books", "x", "--signature", "md5")
+    command.refused("validation_error", "workflow", "hook", "create", "books", "x", "--replay-window", "PT1M")
+    command.refused("not_found", "workflow", "hook", "create", "nothing", "x")
+    command.refused("not_found", "workflow", "hook", "revoke", "books", "0192d6a0-0000-7000-8000-000000000000")

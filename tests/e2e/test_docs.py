@@ -11,7 +11,7 @@ import yaml
 
 from jobq import JobQ, Settings
 from jobq.manifest import load_file
-from jobq.settings import Policy
+from jobq.settings import Policy, Quota
 from jobq.testing import running
 from tests.command import Command
 from tests.doubles import STAND_INS
@@ -111,6 +111,7 @@ def test_make_targets_in_documents_exist() -> None:
 def test_settings_in_documents_exist() -> None:
     settings = {f"JOBQ_{name.upper()}" for name in Settings.model_fields}
     settings |= {f"JOBQ_POLICY__{name.upper()}" for name in Policy.model_fields}
+    settings |= {f"JOBQ_QUOTA__{name.upper()}" for name in Quota.model_fields}
     elsewhere = {
         "JOBQ_CONFIG", "JOBQ_QUEUES",  # read where settings are not there yet
         "JOBQ_JOB_ID", "JOBQ_ATTEMPT", "JOBQ_TENANT", "JOBQ_JOB_NAME", "JOBQ_TRIGGER",  # in containers

@@ -85,7 +85,7 @@ def test_an_envelope_has_what_came_around_the_payload_and_no_credential(api: Dep
     made = api.hook(envelope=True)
     headers = {
         "X-GitHub-Event": "push", "X-GitHub-Delivery": "d1", "User-Agent": "GitHub-Hookshot/1", "Authorization": "B s3c",
-        "X-Gitlab-Token": "s3c", "Cookie": "s3c", "X-Api-Key": "s3c", "X-Hub-Signature-256": "s3c", "Accept": "*/*",
+        "X-Gitlab-Token": "s3c", "Cookie": "s3c", "X-Api-Key": "s3c", "X-Event-Key": "repo:push", "X-Hub-Signature-256": "s3c", "Accept": "*/*",
     }  # fmt: skip
     sender.post(f"{made['path']}?env=prod&tag=a&tag=b", json=PUSH, headers=headers)
     state = api.jobq.details(api.jobq.list().items[0].id)["state"]
@@ -93,7 +93,7 @@ def test_an_envelope_has_what_came_around_the_payload_and_no_credential(api: Dep
         "payload": PUSH, "query": {"env": "prod", "tag": ["a", "b"]}, "delivery_id": "d1",
         "headers": {
             "content-type": "application/json", "user-agent": "GitHub-Hookshot/1", "x-github-event": "push",
-            "x-github-delivery": "d1",
+            "x-github-delivery": "d1", "x-event-key": "repo:push",
         },
     }  # fmt: skip
 

@@ -151,4 +151,6 @@ def test_the_document_says_what_there_is(api: Api) -> None:
             if operation.get("requestBody"):
                 media = operation["requestBody"]["content"]["application/json"]
                 assert media["examples"], (method, path)
+                if path == "/v1/hooks/{token}":
+                    continue  # whatever others send
                 assert media["schema"]["$ref"].rpartition("/")[2] in document["components"]["schemas"]
