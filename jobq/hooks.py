@@ -14,6 +14,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -165,9 +166,14 @@ class Hooks:
         delivery = next((told[name] for name in DELIVERY_IDS if told.get(name)), None)
         state = _envelope(payload, told, query, delivery) if hook.envelope else payload
         asked = parse(Particulars, {"state": state})
-        door, job_id = self._acting(hook.tenant, f"{hook.name} (hook)"), new_id()
+        door, job_id, tries = self._acting(hook.tenant, f"{hook.name} (hook)"), new_id(), 0
 
         def work(conn: Connection) -> Job:
+            nonlocal tries
+            tries += 1
+            if tries > 1:  # an earlier try may not have been told of its commit: the job is there, and was counted
+                with suppress(NotFound):
+                    return jobs.get(conn, hook.tenant, job_id)
             before = _remembered(conn, hook, delivery, body, job_id)
             if before is not None:
                 return jobs.get(conn, hook.tenant, before)

@@ -1,11 +1,16 @@
 """Hooks: found by their digests while they are valid, and counted against their rate, however many ask at once."""
 
 import threading
+from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
+import pytest
 import sqlalchemy as sa
 
+from jobq.client import JobQ
 from jobq.models import Workflow
+from jobq.settings import Settings
 from jobq.store import hooks, workflows
 from jobq.store.hooks import StoredHook
 from jobq.store.jobs import new_id
@@ -95,3 +100,42 @@ def test_the_use_of_a_hook_is_noted(store: Store) -> None:
         assert hook.last_used_at is None
         store.do(hooks.take, hook.id, rate)
     assert all(each.last_used_at is not None for each in store.look(hooks.list_of, flow.id))
+
+
+def door(store: Store) -> JobQ:
+    url = store.database.engine.url.render_as_string(hide_password=False)
+    return JobQ(settings=Settings(database_url=url, secret_key="a pepper of sixteen"), tenant="acme")
+
+
+def test_one_delivery_that_comes_many_times_at_once_starts_one_job(store: Store) -> None:
+    flow, started = store.workflow(), []
+    with door(store) as jobq:
+        token = jobq.hooks.create(flow.id, "n", rate_limit=1).token
+        threads = [
+            threading.Thread(
+                target=lambda: started.append(jobq.hooks.receive(token, b"1", headers={"webhook-id": "a"}))
+            )
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [job.id for job in started] == [store.jobs_of(flow)[0].id] * 8
+
+
+def test_a_commit_whose_reply_was_lost_starts_one_job_and_is_counted_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = store.workflow()
+    with door(store) as jobq:
+        token = jobq.hooks.create(flow.id, "n", rate_limit=1).token
+        run = jobq.database.run
+
+        def twice(work: Callable[[Any], Any], **how: Any) -> Any:
+            run(work, **how)
+            return run(work, **how)
+
+        monkeypatch.setattr(jobq.database, "run", twice)
+        job = jobq.hooks.receive(token, b"1")
+    assert [one.id for one in store.jobs_of(flow)] == [job.id]
