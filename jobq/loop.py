@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from jobq import metrics
 from jobq.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Loop:
 
     def _outage(self, message: str | None) -> float:
         self._failures += 1
+        metrics.LOOP_FAILURES.add(1, self.name)
         if message and not self._away:
             log.warning("the loop %s waits: %s", self.name, message)
             self._away = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from jobq import metrics
 from jobq.store.database import Database
 from jobq.store.finish import release_blocked
 from jobq.store.materialize import materialize
@@ -27,6 +28,7 @@ class Materializer:
     def tick(self) -> float:
         """Make the jobs of what is due; returns the seconds until the next slot."""
         done = self._database.run(materialize)
+        metrics.SLOT_JOBS.add(done.jobs)
         if done.jobs + self._sweep():
             self._on_jobs()
         return _LONGEST if done.wait is None else min(done.wait, _LONGEST)

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from uuid import UUID
 
+from jobq import metrics
 from jobq.store.database import Database
 from jobq.store.promote import Cursor, Promoted, promote
 
@@ -36,10 +37,13 @@ class Promoter:
     def tick(self) -> float:
         """One round; returns the seconds until the next (a wake-up shortens them)."""
         ended = self._flow.ended_lately()
+        began = time.perf_counter()
         done = self._database.run(lambda conn: promote(conn, ended, self._cursor))
         if done.standby:
             return _STANDBY
+        metrics.PROMOTION_SECONDS.observe(time.perf_counter() - began)
         for queue, ids in done.batches.items():
+            metrics.PROMOTED.add(len(ids), queue)
             self._publish(queue, ids)
         self._flow.note(done)
         if done.more:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from collections import Counter
 from collections.abc import Iterable
 from uuid import UUID
 
+from jobq import metrics
 from jobq.broker import Broker, Hint
 from jobq.errors import Unavailable
 
@@ -34,6 +36,7 @@ class Publisher:
             for start in range(0, len(ids), self._size):
                 self._hints.put_nowait(Hint(name, ids[start : start + self._size]))
         except queue.Full:
+            metrics.HINTS_DROPPED.add()
             log.debug("hints are dropped: the broker is slow")
 
     @property
@@ -52,15 +55,20 @@ class Publisher:
         except queue.Empty:
             return 0.0
         if hint is None or self.away:
+            metrics.HINTS_DROPPED.add(hint is not None)
             return 0.0
+        hints = [hint, *self._others()]
         try:
-            self._broker.publish([hint, *self._others()])
+            self._broker.publish(hints)
         except Unavailable as error:
+            metrics.PUBLISH_FAILURES.add()
+            metrics.HINTS_DROPPED.add(len(hints))
             self._away_until = time.monotonic() + _PAUSE
             if not self._failed:
                 log.warning("%s", error)
             self._failed = True
             return 0.0
+        metrics.HINTED.add_all(_jobs_of(hints))
         if self._failed:
             log.warning("the broker is back")
         self._failed = False
@@ -74,3 +82,10 @@ class Publisher:
                 return
             if hint is not None:
                 yield hint
+
+
+def _jobs_of(hints: Iterable[Hint]) -> Counter[tuple[str, ...]]:
+    counts: Counter[tuple[str, ...]] = Counter()
+    for hint in hints:
+        counts[hint.queue,] += len(hint.ids)
+    return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime
 
+from jobq import metrics
 from jobq.errors import Unavailable
 from jobq.store.database import Database
 from jobq.store.workers import database_now, declare_dead, release_lost
@@ -36,8 +37,8 @@ class Reaper:
         try:
             at = self._watch_clock()
             if time.monotonic() >= self._patient_until:
-                self._database.run(lambda conn: declare_dead(conn, at=at))
-            self._database.run(lambda conn: release_lost(conn, reattach_grace=self._grace))
+                metrics.LEASES_EXPIRED.add(len(self._database.run(lambda conn: declare_dead(conn, at=at))))
+            metrics.RECOVERED.add(self._database.run(lambda conn: release_lost(conn, reattach_grace=self._grace)))
         except Unavailable:
             self._clock = None
             raise

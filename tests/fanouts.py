@@ -18,7 +18,7 @@ from jobq.models import Attempt, FanOut, Job, Outcome, Replicated
 from jobq.retry import OF_CHILDREN
 from jobq.states import Reason
 from jobq.store import control, exports, fanin, fanout, jobs, promote, settle
-from jobq.store.claim import Claimed, Report, with_data
+from jobq.store.claim import TAKEN, Claimed, Report, with_data
 from jobq.store.entities import Content
 from jobq.store.fanout import Added, ChildPolicy, Owner, Sifted, TargetPlan
 from jobq.store.tables import jobs as job_table
@@ -161,7 +161,7 @@ class FanOuts(Store):
     def running_children(self, sync: Sync | None, worker: UUID) -> list[Claimed]:
         """The children that this worker has in hand."""
         with self.database.read() as conn:
-            query = sa.select(*(job_table.c[name] for name in _TAKEN)).where(
+            query = sa.select(*(job_table.c[name] for name in TAKEN)).where(
                 job_table.c.worker_id == worker, job_table.c.entity_key.is_not(None)
             )
             rows = conn.execute(query if sync is None else query.where(job_table.c.parent_id == sync.id)).all()

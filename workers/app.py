@@ -30,7 +30,9 @@ from celery.signals import (
 from celery.worker import WorkController
 from celery.worker import state as celery_state
 
+from jobq import metrics
 from jobq.broker import TASK, CeleryBroker, make_celery, message_queue, parse_hint, require_shared
+from jobq.exposition import served
 from jobq.loop import Loop
 from jobq.settings import Settings
 from workers.hearing import Ear, Listening
@@ -77,7 +79,7 @@ class App:
         with self.ear.message():
             hint = parse_hint(args)
             if hint is None or self.worker is None:
-                self.dropped += 1
+                self._drop()
                 log.warning("a message was dropped: it is no hint of this version")
                 return
             self.worker.hint(hint.queue, hint.ids)
@@ -86,7 +88,11 @@ class App:
         """The consumer dropped a message: a foreign task, a form that could carry code, or no form at all."""
         if getattr(sender, "app", None) is self.celery:
             with self.ear.message():
-                self.dropped += 1
+                self._drop()
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        metrics.DROPPED.add()
 
     # --- the life of the process -----------------------------------------------------------------------------
 
@@ -216,7 +222,8 @@ def run_worker(settings: Settings, queues: Mapping[str, int]) -> int:
         without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True, loglevel=settings.log_level,
         hostname=f"jobq-{os.getpid()}@{socket.gethostname()}",
     )  # fmt: skip
-    worker.start()
+    with served(settings):
+        worker.start()
     return int(worker.exitcode or 0)
 
 
@@ -231,6 +238,7 @@ def _from_environment() -> Celery:
     require_shared(settings, "worker")
     own = App(settings, parse_queues(os.environ.get("JOBQ_QUEUES", DEFAULT_QUEUES)))
     own.bind_signals()
+    served(settings)  # to the end of the process
     return own.celery
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
+from jobq import metrics
 from jobq.errors import Unavailable
 from jobq.plugins import Stop
 from jobq.settings import Settings
@@ -196,7 +197,7 @@ class Lease:
         gone = [row.id for row in others if row.id != identity.id and process_start(row.pid) != row.process_start]
         if gone and identity.boot_id:
             log.warning("%d workers of this machine are gone", len(gone))
-            self._database.run(lambda conn: declare_dead(conn, gone))
+            metrics.GONE.add(len(self._database.run(lambda conn: declare_dead(conn, gone))))
         # What this worker itself let go under an earlier identity must have left: it may know how a job ended.
         leaving = any(one.outlives and one.owner != identity.id for one in self._snapshot().values())
         if host is not None and not self._drain_begun and not leaving and self.runner is not None:

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from jobq import metrics
 from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound, Unavailable
 from jobq.models import Outcome
 from jobq.plugins import Context, JobRef, Stop
@@ -131,6 +132,7 @@ class Runner:
             # With the payloads of children it is two.
             jobs = self._database.run(lambda conn: work(conn, by), one_statement=queue != CHILDREN)
             begun = self.begin(jobs, by.worker_id)
+            metrics.claimed(queue, jobs)
         except Unavailable as error:
             log.debug("not claimed: %s", error)
         finally:
@@ -193,7 +195,18 @@ class Runner:
             self._rest(job.queue, job.kind)
         self._recorder.put(
             running.owner,
-            Report(job.id, job.attempt, outcome, job.started_at, running.retry, running.ctx.steps, drained),
+            Report(
+                job.id,
+                job.attempt,
+                outcome,
+                job.started_at,
+                running.retry,
+                running.ctx.steps,
+                drained,
+                job.kind,
+                job.queue,
+                time.monotonic() - running.began,
+            ),
         )
 
     def _rest(self, queue: str, kind: str) -> None:

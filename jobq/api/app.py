@@ -13,18 +13,23 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobq import metrics
 from jobq.api import audit, health, hooks, jobs, logs, operations, problems, workflows
+from jobq.api import metrics as scraped
 from jobq.api.access import Access
 from jobq.api.streams import Watching
 from jobq.client import JobQ
 from jobq.connections import Connector
 from jobq.definition import Definition, JobRequest, Particulars
+from jobq.exposition import Metrics
 from jobq.settings import Settings
 from jobq.store.jobs import new_id
 from jobq.tail import Tail
 
 log = logging.getLogger(__name__)
 
+_PREFIX = "/v1"
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.Problem]
 _MODELS += [*operations.BODIES, *hooks.BODIES]
 
@@ -48,10 +53,12 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )  # fmt: skip
     app.state.jobq, app.state.access = door, Access(settings, door.database)
+    app.state.metrics = Metrics(door.database)
     problems.install(app)
     for router in (jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router):
-        app.include_router(router, prefix="/v1", responses=problems.documented(401))
+        app.include_router(router, prefix=_PREFIX, responses=problems.documented(401))
     app.include_router(health.router)
+    app.include_router(scraped.router)
     app.add_middleware(Requests)
     app.openapi = lambda: _openapi(app, FastAPI.openapi(app))  # type: ignore[method-assign]
     return app
@@ -99,7 +106,18 @@ class Requests:
         try:
             await self._app(scope, receive, answer)
         finally:
+            _count(scope, status, time.perf_counter() - began)
             log.info(
                 "%s %s %d %.1f ms (%s)", scope["method"], problems.shown_path(scope["path"]), status,
                 (time.perf_counter() - began) * 1000, request_id,
             )  # fmt: skip
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    """By the route's pattern, never by the path, and by the methods that there are: both come from outside."""
+    route = getattr(scope.get("route"), "path", "(none)")
+    if scope["path"].startswith(f"{_PREFIX}/") and route.startswith("/") and not route.startswith(_PREFIX):
+        route = _PREFIX + route  # FastAPI names it as its router does
+    method = scope["method"] if scope["method"] in _METHODS else "(other)"
+    metrics.REQUESTS.add(1, method, route, str(status))
+    metrics.REQUEST_SECONDS.observe(seconds, route)

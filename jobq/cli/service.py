@@ -31,32 +31,37 @@ log = logging.getLogger("jobq.cli")
 LogFormat = Annotated[
     str, Option(metavar="auto|text|json", help="Of the log on stderr; auto: text on a terminal, else JSON lines.")
 ]
+MetricsAddress = Annotated[
+    str | None,
+    Option("--metrics", metavar="ADDRESS", help="Serve Prometheus metrics, such as 127.0.0.1:9100; 9100: on loopback."),
+]
 _RETRY_EVERY = 2.0
 _POLL = 0.05
 
 
-def scheduler(context: typer.Context, log_format: LogFormat = "auto") -> None:
+def scheduler(context: typer.Context, log_format: LogFormat = "auto", metrics: MetricsAddress = None) -> None:
     """Run a scheduler until SIGTERM or Ctrl-C.
 
     Several may run: they share the work.
     """
     ending = _Ending()
-    settings = _prepare(context, "scheduler", log_format, ending)
+    settings = _prepare(context, "scheduler", log_format, ending, metrics)
     if ending.came():
         return
-    running = load("scheduler.service").Scheduler(settings)
-    running.start()
-    ending.wait()
-    log.info("the scheduler ends")
-    running.stop()
+    with load("jobq.exposition").served(settings):
+        running = load("scheduler.service").Scheduler(settings)
+        running.start()
+        ending.wait()
+        log.info("the scheduler ends")
+        running.stop()
 
 
-def run_worker(context: typer.Context, queues: str, log_format: str) -> int:
+def run_worker(context: typer.Context, queues: str, log_format: str, metrics: str | None) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit code."""
     ending = _Ending()
     require_own("workers")
     wanted = load("workers.slots").parse_queues(queues)
-    settings = _prepare(context, "worker", log_format, ending)
+    settings = _prepare(context, "worker", log_format, ending, metrics)
     if ending.came():
         return 0
     ending.hand_over()
@@ -105,10 +110,12 @@ def dev(
     raise typer.Exit(run(session(context).settings, demo=demo, plain=plain))
 
 
-def _prepare(context: typer.Context, what: str, log_format: str, ending: _Ending) -> Settings:
+def _prepare(context: typer.Context, what: str, log_format: str, ending: _Ending, metrics: str | None) -> Settings:
     from jobq.cli.service_log import configure
 
     settings = session(context).settings
+    if metrics is not None:
+        settings = settings.model_copy(update={"metrics": metrics})
     load("jobq.broker").require_shared(settings, what)
     for package in ("workers", "scheduler"):
         require_own(package)

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from jobq.cli.options import AsJson
 from jobq.cli.output import ago, say, state, write_listing, write_table
-from jobq.cli.service import LogFormat, run_worker
+from jobq.cli.service import LogFormat, MetricsAddress, run_worker
 from jobq.cli.session import connected, parse_id
 
 app = typer.Typer(invoke_without_command=True, help="Run a worker (-Q), look at workers, drain one.")
@@ -24,6 +24,7 @@ def worker(
         Option("--queues", "-Q", metavar="QUEUE:SLOTS,…", help="What to serve, such as container:8,heartbeat:2000."),
     ] = None,
     log_format: LogFormat = "auto",
+    metrics: MetricsAddress = None,
 ) -> None:
     """Run a worker: jobq worker -Q container:8,heartbeat:2000. It drains at SIGTERM or Ctrl-C."""
     if context.invoked_subcommand is not None:
@@ -36,7 +37,7 @@ def worker(
     if wanted is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
-    raise typer.Exit(run_worker(context, wanted, log_format))
+    raise typer.Exit(run_worker(context, wanted, log_format, metrics))
 
 
 @app.command("list")

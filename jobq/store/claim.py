@@ -54,6 +54,7 @@ class Claimed:
     domain: str | None
     target: str | None
     entity_key: str | None
+    ready_at: datetime | None
     spec: Any
     state: Any
     retry: Any
@@ -62,13 +63,12 @@ class Claimed:
     """A child of a SYNC: what it is to write."""
 
 
-_TAKEN = [
-    jobs.c[name]
-    for name in (
-        "id", "attempt", "tenant", "kind", "name", "queue", "trigger", "timeout", "scheduled_at", "started_at",
-        "workflow_id", "parent_id", "retry_of", "domain", "target", "entity_key",
-    )
-]  # fmt: skip
+TAKEN = (
+    "id", "attempt", "tenant", "kind", "name", "queue", "trigger", "timeout", "scheduled_at", "started_at",
+    "workflow_id", "parent_id", "retry_of", "domain", "target", "entity_key", "ready_at",
+)  # fmt: skip
+"""The columns of a claimed job, in the order of the fields of ``Claimed``."""
+_TAKEN = [jobs.c[name] for name in TAKEN]
 _DATA = [job_data.c[name] for name in ("spec", "state", "retry", "checkpoint")]
 
 
@@ -194,6 +194,10 @@ class Report:
     retry: RetryPolicy
     steps: list[Step]
     drained: bool = False
+    kind: str = ""
+    queue: str = ""
+    seconds: float = 0.0
+    """As what it is counted in ``jobq.metrics``, and how long it took."""
 
 
 def record(conn: Connection, worker_id: UUID, reports: Sequence[Report]) -> set[UUID]:

@@ -28,8 +28,9 @@ from sqlalchemy.sql import ColumnElement, FromClause, Select
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from jobq import metrics
 from jobq.errors import Misconfigured, Unavailable
-from jobq.store import patience
+from jobq.store import commits, patience
 
 Result = TypeVar("Result")
 Refusal = DBAPIError
@@ -223,6 +224,15 @@ def insert(dialect: str, table: sa.Table) -> Any:
     return postgresql.insert(table) if dialect == POSTGRESQL else sqlite.insert(table)
 
 
+def estimated_rows(conn: Connection, query: Select[Any]) -> int:
+    """How many rows the query would give, by the planner's statistics, without running it. 0: nobody can say."""
+    if conn.dialect.name != POSTGRESQL:
+        return 0
+    compiled = query.compile(dialect=conn.dialect)
+    plan = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {compiled}", dict(compiled.params)).scalar_one()
+    return int(plan[0]["Plan"]["Plan Rows"])
+
+
 # --- locks and wake-ups ---------------------------------------------------------------------------------------
 
 _PROMOTE_LOCK = 0x6A6F6271  # "jobq": one key for everything that changes who may be promoted
@@ -302,7 +312,10 @@ class Database:
     def begin(self) -> Iterator[Connection]:
         """A transaction that writes; it commits at the end of the block, or rolls back when the block raises."""
         with _translated(), self.engine.begin() as conn:
+            works = commits.collect(conn)
             yield conn
+        for work in works:
+            work()
 
     @contextmanager
     def begin_statement(self) -> Iterator[Connection]:
@@ -311,7 +324,10 @@ class Database:
         On SQLite the same as ``begin``.
         """
         with _translated(), self._by_statement.begin() as conn:
+            works = commits.collect(conn)
             yield conn
+        for work in works:
+            work()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -380,13 +396,17 @@ def _translated() -> Iterator[None]:
 def _translate(error: DBAPIError) -> Exception:
     cause = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
     if _sqlstate(error) in _NO_SCHEMA or "no such table" in cause or "no such column" in cause:
+        metrics.DATABASE_ERRORS.add(1, "schema")
         return Misconfigured(
             "The database has no jobq tables, or tables of another version.", code="schema", hint="Run: jobq db upgrade"
         )
     if error.connection_invalidated:  # a server that is really away is met at the next try, when nobody listens
+        metrics.DATABASE_ERRORS.add(1, "lost")
         return _Lost(f"The connection to the database was lost: {cause}.", code="database_unavailable")
     if _sqlstate(error) in _SERIALIZATION_FAILURES or "database is locked" in cause:
+        metrics.DATABASE_ERRORS.add(1, "busy")
         return _Transient(f"The database is busy: {cause}.", code="database_unavailable")
+    metrics.DATABASE_ERRORS.add(1, "unavailable")
     return Unavailable(
         f"The database cannot be used: {cause}.",
         code="database_unavailable",
@@ -489,7 +509,8 @@ def _transaction(conn: Connection) -> str | None:
 
 
 __all__ = [
-    "CHANNEL", "POSTGRESQL", "Connection", "Database", "Instant", "Json", "Refusal", "id_list", "incoming", "insert",
+    "CHANNEL", "POSTGRESQL", "Connection", "Database", "Instant", "Json", "Refusal", "estimated_rows", "id_list",
+    "incoming", "insert",
     "insert_both", "instant_text", "is_one_of", "json_parts", "later", "notify", "now", "picked_once", "plus", "rows_json",
     "take_promote_lock",
 ]  # fmt: skip

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from jobq import metrics
 from jobq.states import Desired, Reason, Status
 from jobq.store import after, entities
+from jobq.store.commits import after_commit
 from jobq.store.database import incoming, now, rows_json
 from jobq.store.entities import Content
 from jobq.store.fanin import COUNTS, delta
@@ -269,7 +271,8 @@ def _write(conn: Connection, owner: Owner, job: Row[Any], made: _Children, polic
     for target, total in made.totals.items():
         if total or made.existing[target]:
             conn.execute(_grow(), {"of": owner.job_id, "to": target, "more": total, "had": made.existing[target]})
-        if made.duplicates[target]:
+        if number := made.duplicates[target]:
+            after_commit(conn, partial(metrics.ended_at_once, number, "REPLICATION", QUEUE, Reason.DUPLICATE.value))
             conn.execute(
                 sa.insert(fanout_deltas).values(
                     **delta(owner.job_id, target, canceled=made.duplicates[target], duplicate=made.duplicates[target])

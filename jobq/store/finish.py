@@ -18,9 +18,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from jobq import metrics
 from jobq.models import Outcome
 from jobq.states import Reason, Status, Transition, Trigger, may_go
 from jobq.store.after import free
+from jobq.store.commits import after_commit
 from jobq.store.database import Instant, Json, id_list, incoming, insert, is_one_of, later, now, rows_json
 from jobq.store.failures import count_failures
 from jobq.store.fanin import Parked, count_ends, park, with_children
@@ -117,7 +119,7 @@ def _finish(dialect: str) -> Any:
         )
         .returning(
             jobs.c.id, jobs.c.status, jobs.c.reason, jobs.c.trigger, jobs.c.workflow_id, jobs.c.generation,
-            jobs.c.parent_id, jobs.c.target,
+            jobs.c.parent_id, jobs.c.target, jobs.c.kind, jobs.c.queue,
         )
     )  # fmt: skip
 
@@ -196,6 +198,8 @@ def _end(conn: Connection, happened: Sequence[Change]) -> Sequence[Row[Any]]:
     """``finish`` but for what waits for these very jobs: the rows that were written."""
     ordered = sorted(happened, key=lambda change: change.id)
     ended = conn.execute(_finish(conn.dialect.name), {"changes": rows_json([_row(change) for change in ordered])}).all()
+    if ended:
+        after_commit(conn, lambda: metrics.ended(ended))
     written = {row.id for row in ended}
     _keep_attempts(conn, ordered, written)
     rows = {row.id: row for row in ended}

@@ -14,10 +14,12 @@ import uuid_utils.compat
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.sql import ColumnElement
 
+from jobq import metrics
 from jobq.errors import Conflict, NotFound
 from jobq.models import Attempt, Job, Step
 from jobq.states import Desired, Reason, Status, Trigger
 from jobq.store.after import lock_upstreams, wait_for
+from jobq.store.commits import after_commit
 from jobq.store.database import Instant, Json, id_list, incoming, insert, insert_both, is_one_of, now, rows_json
 from jobq.store.tables import attempts, job_data, jobs, requests, workers
 
@@ -162,6 +164,9 @@ def enqueue(conn: Connection, new: Sequence[NewJob]) -> list[UUID]:
     waits = [pair for job in new if job.after for pair in _upstreams(conn, job)]
     inserted = _write(conn, new)
     left_out = [job for job in new if job.id not in inserted]
+    for job in new:
+        if (job.overlaps or job.orphaned) and job.id in inserted:
+            _count_end(conn, job, Reason.OVERLAP if job.overlaps else Reason.UPSTREAM_FAILED)
     inserted |= {job.id for job in left_out if _settle_conflict(conn, job)}
     wait_for(conn, [(job_id, upstream) for job_id, upstream in waits if job_id in inserted])
     return [job.id for job in new]
@@ -249,6 +254,12 @@ def _write_duplicate(conn: Connection, job: NewJob, holder: UUID) -> None:
     )
     data = {"spec": job.spec, "state": job.state, "retry": job.retry, "started_by": job.started_by}
     conn.execute(sa.insert(job_data).values(job_id=job.id, **data))
+    _count_end(conn, job, Reason.DUPLICATE)
+
+
+def _count_end(conn: Connection, job: NewJob, reason: Reason) -> None:
+    """This job is recorded only."""
+    after_commit(conn, partial(metrics.ended_at_once, 1, job.kind, job.queue, reason.value))
 
 
 def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, job_id: UUID) -> UUID | None:

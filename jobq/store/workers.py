@@ -21,7 +21,7 @@ from sqlalchemy.sql import ColumnElement
 from jobq.models import Outcome
 from jobq.retry import backoff, retryable, stored_policy
 from jobq.states import Desired, Reason, Status, canceled, retry_or_fail
-from jobq.store.claim import Claimed, with_data
+from jobq.store.claim import TAKEN, Claimed, with_data
 from jobq.store.database import Instant, id_list, insert, is_one_of, later, now, picked_once, plus
 from jobq.store.finish import Change, EndedAttempt, finish, put_back
 from jobq.store.tables import job_data, jobs, schedulers, workers
@@ -168,13 +168,7 @@ def list_workers(conn: Connection, *, everything: bool = False) -> list[Row[Any]
 
 # --- the jobs of the dead --------------------------------------------------------------------------------------
 
-_LEFT = [
-    jobs.c[name]
-    for name in (
-        "id", "attempt", "tenant", "kind", "name", "queue", "trigger", "timeout", "scheduled_at", "started_at",
-        "workflow_id", "parent_id", "retry_of", "domain", "target", "entity_key",
-    )
-]  # fmt: skip
+_LEFT = [jobs.c[name] for name in TAKEN]
 
 
 def adopt(conn: Connection, worker_id: UUID, host: str, limit: int) -> list[Claimed]:
