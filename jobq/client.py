@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from jobq import telemetry
 from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import JobRequest, checked_all
 from jobq.duration import HINT, parse_duration
@@ -150,6 +151,12 @@ class JobQ(Workflows, Syncs):
 
     def submit(self, asked: JobRequest, *, connection: Connection | None = None) -> Job:
         """``enqueue`` of a request that is a value already."""
+        with telemetry.enqueuing(asked.queue or (asked.kind or "").lower()) as span:
+            job = self._submitted(asked, connection)
+            telemetry.enqueued(span, job)
+            return job
+
+    def _submitted(self, asked: JobRequest, connection: Connection | None) -> Job:
         plain = not (asked.idempotency_key or asked.scheduled_at or asked.after)
         if connection is not None or not plain or asked.kind == SYNC:
             job_id = new_id()  # the same in every try
@@ -171,10 +178,13 @@ class JobQ(Workflows, Syncs):
         if any(request.idempotency_key for request in asked):
             raise InvalidInput("enqueue_many takes no idempotency_key.", hint="Use dedupe_key, or enqueue.")
         accepted = checked_all(asked, self.settings, self._now(connection))
-        new = [self._new_job(request) for request in accepted]
-        self.quotas.admit(self.tenant, len(new), connection)
+        self.quotas.admit(self.tenant, len(accepted), connection)
+        with telemetry.enqueuing(", ".join(sorted({str(each.queue) for each in accepted})), len(accepted)):
+            return self._insert_many([self._new_job(request) for request in accepted], connection)
+
+    def _insert_many(self, new: list[NewJob], connection: Connection | None) -> list[UUID]:
         step = len(new) or 1 if connection is not None else _INSERTED_AT_ONCE
-        ids = []
+        ids: list[UUID] = []
         for start in range(0, len(new), step):
             part = new[start : start + step]
             ids += self._write(connection, lambda conn, part=part: self._insert(conn, part, connection))  # type: ignore[misc]

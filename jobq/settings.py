@@ -185,6 +185,10 @@ class Settings(BaseSettings):
     audit_retention: Duration = timedelta(days=400)
     """How long it stays on record who did what, to jobs that are gone too."""
     log_level: str = "INFO"
+    traces: str = ""
+    """URL of an OTLP collector (HTTP), such as http://localhost:4318; ``off``; empty: as ``OTEL_*`` say."""
+    trace_targets: bool = False
+    """Send targets of Syncs the ``traceparent`` of the job that writes to them."""
     metrics: str = ""
     """Address where a worker or a scheduler serves its metrics, such as 127.0.0.1:9100. Empty: nowhere."""
     hints_per_message: int = Field(default=200, ge=1, le=1000)

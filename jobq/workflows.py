@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from jobq import telemetry
 from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import Definition, Particulars
 from jobq.errors import InvalidInput, NotFound
@@ -232,7 +233,10 @@ class Workflows:
         """``trigger`` with particulars that are a value already. ``job_id``: the job's, else a new one."""
         job_id = job_id or new_id()  # the same in every try
         work = partial(self._trigger, workflow=workflow, asked=asked, job_id=job_id, own=connection is None)
-        return self._write(connection, work)
+        with telemetry.enqueuing("workflow") as span:
+            job = self._write(connection, work)
+            telemetry.enqueued(span, job)
+            return job
 
     def _trigger(self, conn: Connection, workflow: WorkflowKey, asked: Particulars, job_id: UUID, *, own: bool) -> Job:
         found = workflows.get(conn, self.tenant, workflow)

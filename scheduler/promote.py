@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from uuid import UUID
 
-from jobq import metrics
+from jobq import metrics, telemetry
 from jobq.store.database import Database
 from jobq.store.promote import Cursor, Promoted, promote
 
@@ -37,8 +37,8 @@ class Promoter:
     def tick(self) -> float:
         """One round; returns the seconds until the next (a wake-up shortens them)."""
         ended = self._flow.ended_lately()
-        began = time.perf_counter()
-        done = self._database.run(lambda conn: promote(conn, ended, self._cursor))
+        began, began_ns, traced = time.perf_counter(), time.time_ns(), telemetry.is_on()
+        done = self._database.run(lambda conn: promote(conn, ended, self._cursor, traced=traced))
         if done.standby:
             return _STANDBY
         metrics.PROMOTION_SECONDS.observe(time.perf_counter() - began)
@@ -46,6 +46,7 @@ class Promoter:
             metrics.PROMOTED.add(len(ids), queue)
             self._publish(queue, ids)
         self._flow.note(done)
+        telemetry.promoted(done.batches, done.traces, began_ns)
         if done.more:
             self._pause = _FULL
         elif done.batches:

@@ -13,6 +13,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -35,6 +36,7 @@ from jobq.broker import TASK, CeleryBroker, make_celery, message_queue, parse_hi
 from jobq.exposition import served
 from jobq.loop import Loop
 from jobq.settings import Settings
+from jobq.telemetry import configured
 from workers.hearing import Ear, Listening
 from workers.pool import turn
 from workers.service import Worker
@@ -42,6 +44,8 @@ from workers.slots import DEFAULT_SLOTS, parse_queues
 
 log = logging.getLogger(__name__)
 
+_LASTING = ExitStack()
+"""What is open to the end of a process that Celery's own command started."""
 DEAF = 1
 """The exit code of a worker that turned deaf."""
 DEFAULT_QUEUES = ",".join(f"{queue}:{slots}" for queue, slots in DEFAULT_SLOTS.items())
@@ -238,7 +242,8 @@ def _from_environment() -> Celery:
     require_shared(settings, "worker")
     own = App(settings, parse_queues(os.environ.get("JOBQ_QUEUES", DEFAULT_QUEUES)))
     own.bind_signals()
-    served(settings)  # to the end of the process
+    _LASTING.enter_context(served(settings))
+    _LASTING.enter_context(configured(settings, "jobq-worker"))
     return own.celery
 
 

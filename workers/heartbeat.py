@@ -18,6 +18,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from jobq import telemetry
 from jobq.errors import InvalidInput
 from jobq.models import Outcome
 from jobq.net import Target, check_url, parse_url
@@ -68,7 +69,9 @@ class HeartbeatExecutor:
             target = check_url(spec.endpoint, self._outbound.allowed_networks)
             origin = target.origin
             request = _request(spec, target, spec.request_headers(ctx.secrets))
-            answer = await self._outbound.send(request, seconds=ctx.job.timeout, phases=phases)
+            with telemetry.request(spec.method, target) as span:
+                answer = await self._outbound.send(request, seconds=ctx.job.timeout, phases=phases)
+                telemetry.answered(span, answer.status)
             outcome = _judge(spec, answer, phases)
         except InvalidInput as error:  # a policy other than at acceptance, or a secret that is no header's value
             outcome = _refused(error)

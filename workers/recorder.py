@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
 
-from jobq import metrics
+from jobq import metrics, telemetry
 from jobq.errors import Unavailable
 from jobq.models import Outcome
 from jobq.store.claim import Held, Report, record
@@ -102,10 +102,11 @@ class Recorder:
             ours = [Held(report.id, report.attempt, owner) for report in reports if report.id in written]
             return written, self._journal.write(conn, ours)
 
-        began = time.perf_counter()
+        began, began_ns = time.perf_counter(), time.time_ns()
         written, after = self._database.run(work)
         after()
         metrics.recorded(reports, written, time.perf_counter() - began)
+        telemetry.recorded(reports, written, began_ns)
         self.written["recorded"] += len(written)
         if len(written) < len(reports):
             refused = [report for report in reports if report.id not in written]

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from jobq import metrics
+from jobq import metrics, telemetry
 from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound, Unavailable
 from jobq.models import Outcome
 from jobq.plugins import Context, JobRef, Stop
@@ -180,9 +180,11 @@ class Runner:
             running.task = self._loop.create_task(self._run(running))
 
     async def _run(self, running: Running) -> None:
-        outcome = await self._execute(running)
-        if running.redaction is not None:
-            outcome = running.redaction.outcome(outcome)
+        with telemetry.attempt(running.job, running.owner) as span:
+            outcome = await self._execute(running)
+            if running.redaction is not None:
+                outcome = running.redaction.outcome(outcome)
+            trace = telemetry.ended(span, outcome)
         job, stop = running.job, running.ctx.stop
         drained = stop is Stop.DRAIN and outcome.error_class == "stopped"
         if stop is Stop.FENCED or (drained and running.outlives):
@@ -206,6 +208,7 @@ class Runner:
                 job.kind,
                 job.queue,
                 time.monotonic() - running.began,
+                trace,
             ),
         )
 

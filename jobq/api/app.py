@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobq import metrics
+from jobq import metrics, telemetry
 from jobq.api import audit, health, hooks, jobs, logs, operations, problems, workflows
 from jobq.api import metrics as scraped
 from jobq.api.access import Access
@@ -103,8 +103,10 @@ class Requests:
                 message["headers"] += [(name.lower().encode(), value.encode()) for name, value in more.items()]
             await send(message)
 
+        trace = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
         try:
-            await self._app(scope, receive, answer)
+            with telemetry.continuing(trace.decode("latin-1")):
+                await self._app(scope, receive, answer)
         finally:
             _count(scope, status, time.perf_counter() - began)
             log.info(

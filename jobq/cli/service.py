@@ -22,6 +22,7 @@ from typer import Option
 from jobq.cli.problems import load
 from jobq.cli.session import session
 from jobq.errors import Misconfigured, Unavailable
+from jobq.telemetry import configured
 
 if TYPE_CHECKING:
     from jobq.settings import Settings
@@ -48,7 +49,7 @@ def scheduler(context: typer.Context, log_format: LogFormat = "auto", metrics: M
     settings = _prepare(context, "scheduler", log_format, ending, metrics)
     if ending.came():
         return
-    with load("jobq.exposition").served(settings):
+    with load("jobq.exposition").served(settings), configured(settings, "jobq-scheduler"):
         running = load("scheduler.service").Scheduler(settings)
         running.start()
         ending.wait()
@@ -65,7 +66,8 @@ def run_worker(context: typer.Context, queues: str, log_format: str, metrics: st
     if ending.came():
         return 0
     ending.hand_over()
-    code: int = load("workers.app").run_worker(settings, wanted)
+    with configured(settings, "jobq-worker"):
+        code: int = load("workers.app").run_worker(settings, wanted)
     return code
 
 
@@ -93,11 +95,12 @@ def api(
         return
     server.check_access(settings, host)
     running = server.Server(settings, server.Address(host, port, tls_cert, tls_key))
-    running.start()
-    log.info("the API listens on %s", running.address.url)
-    ending.wait()
-    log.info("the API ends")
-    running.stop()
+    with configured(settings, "jobq-api"):
+        running.start()
+        log.info("the API listens on %s", running.address.url)
+        ending.wait()
+        log.info("the API ends")
+        running.stop()
 
 
 def dev(

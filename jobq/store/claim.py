@@ -55,6 +55,7 @@ class Claimed:
     target: str | None
     entity_key: str | None
     ready_at: datetime | None
+    traceparent: str | None
     spec: Any
     state: Any
     retry: Any
@@ -66,6 +67,7 @@ class Claimed:
 TAKEN = (
     "id", "attempt", "tenant", "kind", "name", "queue", "trigger", "timeout", "scheduled_at", "started_at",
     "workflow_id", "parent_id", "retry_of", "domain", "target", "entity_key", "ready_at",
+    "traceparent",
 )  # fmt: skip
 """The columns of a claimed job, in the order of the fields of ``Claimed``."""
 _TAKEN = [jobs.c[name] for name in TAKEN]
@@ -198,6 +200,8 @@ class Report:
     queue: str = ""
     seconds: float = 0.0
     """As what it is counted in ``jobq.metrics``, and how long it took."""
+    trace: Any = None
+    """Of the attempt, for ``jobq.telemetry``."""
 
 
 def record(conn: Connection, worker_id: UUID, reports: Sequence[Report]) -> set[UUID]:

@@ -19,7 +19,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobq import metrics
+from jobq import metrics, telemetry
 from jobq.states import Desired, Reason, Status
 from jobq.store import after, entities
 from jobq.store.commits import after_commit
@@ -264,6 +264,7 @@ def _write(conn: Connection, owner: Owner, job: Row[Any], made: _Children, polic
             "parent": owner.job_id, "parent_hex": owner.job_id.hex, "tenant": job.tenant, "domain": job.domain,
             "trigger": job.trigger, "priority": job.priority, "timeout": policy.timeout,
             "stale_after": job.stale_after, "max_attempts": policy.max_attempts, "children": rows_json(made.rows),
+            "traceparent": telemetry.traceparent(),
         }  # fmt: skip
         conn.execute(_insert(conn.dialect.name), parameters)
         after.wait_for(conn, made.waits)
@@ -305,6 +306,7 @@ def _insert(dialect: str) -> Any:
         "ready_at": sa.case((ready, now())), "finished_at": sa.case((duplicate, now())),
         "parent_id": of_all("parent", sa.Uuid), "duplicate_of": new.c.duplicate_of, "domain": domain,
         "domain_end": sa.literal_column("'target'"), "target": new.c.target, "entity_key": new.c.key,
+        "traceparent": of_all("traceparent", text),
     }  # fmt: skip
     rows = sa.select(*(value.label(name) for name, value in values.items())).where(new.c.id.is_not(None))
     return sa.insert(jobs).from_select(list(values), rows, include_defaults=False)

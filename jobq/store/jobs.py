@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, partial
 from typing import Any
@@ -14,7 +14,7 @@ import uuid_utils.compat
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.sql import ColumnElement
 
-from jobq import metrics
+from jobq import metrics, telemetry
 from jobq.errors import Conflict, NotFound
 from jobq.models import Attempt, Job, Step
 from jobq.states import Desired, Reason, Status, Trigger
@@ -61,6 +61,8 @@ class NewJob:
     """Recorded only: CANCELED·overlap."""
     orphaned: bool | None = None
     """Recorded only: CANCELED·upstream_failed."""
+    traceparent: str | None = field(default_factory=telemetry.traceparent)
+    """It belongs to the trace in which it is made."""
     after: tuple[UUID, ...] = ()
     """Jobs that it waits for: see ``jobq.store.after``."""
     started_by: str | None = None
@@ -98,6 +100,7 @@ _JOB_COLUMNS: dict[str, Any] = {
     "dedupe_key": sa.Text(),
     "domain": sa.Text(),
     "domain_end": sa.Text(),
+    "traceparent": sa.Text(),
 }
 _ARRIVAL_COLUMNS: dict[str, Any] = {"blocked": sa.Boolean(), "overlaps": sa.Boolean(), "orphaned": sa.Boolean()}
 _SENT = (*_JOB_COLUMNS, *_ARRIVAL_COLUMNS)

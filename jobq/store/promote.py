@@ -36,6 +36,8 @@ class Promoted:
     in_flight: Counter[str] = field(default_factory=Counter)
     """Per queue, before this tick's jobs."""
     standby: bool = False
+    traces: dict[UUID, str] = field(default_factory=dict)
+    """The ``traceparent`` of jobs that have one, if it was asked for."""
     more: bool = False
     """There are ready jobs that had no room."""
 
@@ -57,8 +59,8 @@ class Cursor:
         return ordered[first:] + ordered[:first]
 
 
-def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -> Promoted:
-    """Promote what fits. Publishing the hints is the caller's, after the commit."""
+def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor, *, traced: bool = False) -> Promoted:
+    """Promote what fits. Publishing the hints is the caller's, after the commit. ``traced``: tell of traces, too."""
     if not take_promote_lock(conn, wait=False):
         return Promoted(standby=True)
     load = read_load(conn)
@@ -73,7 +75,7 @@ def promote(conn: Connection, ended_lately: Mapping[str, int], cursor: Cursor) -
         load.lane_limits = limits(conn, lanes, load.lanes) if lanes else {}
         chosen = choose(candidates, room, load)
         if chosen:
-            done.batches[queue] = _queue(conn, chosen)
+            done.batches[queue] = _queue(conn, chosen, done.traces if traced else None)
         # What waits in closed lanes (a paused SYNC, a target that asked for patience) is no reason to look again soon.
         takeable = sum(load.lane_limits.get(candidate.lane) != 0 for candidate in candidates)
         more = more and (takeable > 0 or queue in cursor.after)
@@ -208,14 +210,20 @@ def _candidates(conn: Connection, queue: str, room: int, cursor: Cursor) -> tupl
     return list(found.values()), True
 
 
-def _queue(conn: Connection, chosen: Sequence[UUID]) -> list[UUID]:
+def _queue(conn: Connection, chosen: Sequence[UUID], traces: dict[UUID, str] | None) -> list[UUID]:
     dialect = conn.dialect.name
-    written = set(conn.scalars(_promote(dialect), {"ids": id_list(dialect, chosen)}))
+    parameters = {"ids": id_list(dialect, chosen)}
+    if traces is None:
+        written = set(conn.scalars(_promote(dialect), parameters))
+    else:
+        rows = conn.execute(_promote(dialect, jobs.c.traceparent), parameters).all()
+        traces.update((row.id, row.traceparent) for row in rows if row.traceparent is not None)
+        written = {row.id for row in rows}
     return [job_id for job_id in chosen if job_id in written]
 
 
 @cache
-def _promote(dialect: str) -> Any:
+def _promote(dialect: str, *more: Any) -> Any:
     """PENDING·ready → QUEUED for the chosen ids; a row that somebody changes right now is left for the next tick."""
     chosen = (
         sa.select(jobs.c.id)
@@ -232,7 +240,7 @@ def _promote(dialect: str) -> Any:
             status=Status.QUEUED.value, reason=Reason.DISPATCHED.value, queued_at=now(),
             next_send_at=later(FIRST_RESEND), sends=0,
         )
-        .returning(jobs.c.id)
+        .returning(jobs.c.id, *more)
     )  # fmt: skip
 
 

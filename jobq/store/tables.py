@@ -76,6 +76,7 @@ jobs = Table(
     Column("entity_key", sa.Text),
     Column("message", sa.Text),
     Column("error_class", sa.Text),
+    Column("traceparent", sa.Text),  # the trace that it belongs to, if any: see jobq.telemetry
     _index("jobq_jobs_list_by_tenant", "tenant", "id"),
     _index("jobq_jobs_list_by_workflow", "workflow_id", "id", where="workflow_id IS NOT NULL"),
     _index("jobq_jobs_list_by_parent", "parent_id", "id", where="parent_id IS NOT NULL"),

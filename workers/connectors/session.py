@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from jobq import telemetry
 from jobq.connectors import Access, InvalidConfiguration, InvalidCredentials, Unavailable
 from jobq.errors import InvalidInput
 from jobq.net import Network, Target, check_url, is_blocked
@@ -63,11 +64,14 @@ class Session:
         given = {**_PLAIN, **(self._config.headers | self._authorization() if credentials else {}), **(headers or {})}
         where = URL(target.origin + target.path, encoded=True)
         try:
-            request = self._opened().request(method, where, data=body, headers=given, allow_redirects=False)
-            async with request as response:
-                limit = self._max_answer if response.status < 300 else MAX_COMPLAINT
-                content = await _read(response, limit)
-                return Answer(response.status, _headers(response), content, target.origin, method, url)
+            with telemetry.request(method, target) as span:
+                headers = {**given, **telemetry.outgoing()}
+                request = self._opened().request(method, where, data=body, headers=headers, allow_redirects=False)
+                async with request as response:
+                    telemetry.answered(span, response.status)
+                    limit = self._max_answer if response.status < 300 else MAX_COMPLAINT
+                    content = await _read(response, limit)
+                    return Answer(response.status, _headers(response), content, target.origin, method, url)
         except TimeoutError:
             problem = f"no answer within {self._config.timeout:g} s"
         except aiohttp.ClientError as error:

@@ -11,6 +11,7 @@ import os
 import socket
 from typing import ClassVar
 
+from jobq import telemetry
 from jobq.duration import format_duration
 from jobq.errors import InvalidInput, JobQError
 from jobq.models import Outcome
@@ -97,7 +98,10 @@ class ContainerExecutor:
 
     async def _run(self, run: ContainerRun, *, recover: bool) -> Outcome:
         try:
-            return await (run.recover() if recover else run.execute())
+            with telemetry.container(run.spec.image, run.hold.name) as span:
+                outcome = await (run.recover() if recover else run.execute())
+                telemetry.exited(span, outcome)
+                return outcome
         finally:
             if run.hold.engine_was_away:
                 self.host = run.place.host = None  # who comes back may be another engine
