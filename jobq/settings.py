@@ -25,6 +25,8 @@ from jobq.errors import Misconfigured
 EMBEDDED = "memory://"
 """The broker inside ``jobq dev``: it ends at the process, so separate workers and schedulers refuse it."""
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LOG_FORMATS = ("auto", "console", "text", "json")
+"""``text`` is another word for ``console``; ``auto`` is that on a terminal, else JSON."""
 _PASSWORD = re.compile(r"(?<=[?&])(password|sslpassword|passwd|pwd|token)=[^&#]*", re.IGNORECASE)
 
 
@@ -185,6 +187,8 @@ class Settings(BaseSettings):
     audit_retention: Duration = timedelta(days=400)
     """How long it stays on record who did what, to jobs that are gone too."""
     log_level: str = "INFO"
+    log_format: str = "auto"
+    """Of the log of schedulers, workers and the API: console, json, or auto: console on a terminal, else json."""
     traces: str = ""
     """URL of an OTLP collector (HTTP), such as http://localhost:4318; ``off``; empty: as ``OTEL_*`` say."""
     trace_targets: bool = False
@@ -199,6 +203,13 @@ class Settings(BaseSettings):
         if level.upper() not in _LEVELS:
             raise ValueError(f"should be one of {', '.join(_LEVELS)}")
         return level.upper()
+
+    @field_validator("log_format")
+    @classmethod
+    def _format(cls, how: str) -> str:
+        if how.lower() not in LOG_FORMATS:
+            raise ValueError(f"should be one of {', '.join(LOG_FORMATS)}")
+        return how.lower()
 
     @classmethod
     def settings_customise_sources(

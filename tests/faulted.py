@@ -43,7 +43,7 @@ _WARM = (
     "alembic.command alembic.migration billiard.pool celery.app.amqp celery.app.control celery.app.events celery.app.log "
     "celery.backends.base celery.concurrency.thread celery.events.receiver celery.fixups.django celery.worker.autoscale "
     "celery.worker.components celery.worker.consumer.delayed_delivery celery.worker.control celery.worker.loops "
-    "celery.worker.strategy encodings.unicode_escape getpass jobq.cli jobq.cli.service_log jobq.outbound.client "
+    "celery.worker.strategy encodings.unicode_escape getpass jobq.cli jobq.outbound.client "
     "jobq.store.migrations kombu.transport.redis psycopg rich.console rich.table rich.text rich.traceback "
     "scheduler.service sqlalchemy.dialects.postgresql.psycopg tests.kinds typer._adapters typer._click.decorators "
     "workers.app workers.connectors.http workers.direct workers.heartbeat workers.pool workers.preview "

@@ -1,6 +1,7 @@
 """A kind for tests of the whole way: it waits, then does as it was told."""
 
 import asyncio
+import logging
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,6 +55,29 @@ class TellExecutor:
         if spec.how == "raise":
             raise ValueError(f"a password like {told} cannot be used")
         return Outcome.failed(f"refused: {told!r}", error_class=told, result={"answer": [told, {told: 1}]})
+
+
+class Mutter(Spec):
+    """Write to the worker's own log what one was told in confidence."""
+
+    secrets: dict[str, str]
+
+
+class MutterExecutor:
+    """A plugin that logs as other libraries do: on its task, on a thread, and with a traceback."""
+
+    kind = Kind("MUTTER", Mutter, timeout=timedelta(seconds=10))
+
+    async def execute(self, spec: Mutter, ctx: Context) -> Outcome:
+        log = logging.getLogger("plugin.mutter")
+        told = " ".join(ctx.secrets.values())
+        log.warning("on the task: %s", told)
+        await asyncio.to_thread(log.warning, "on a thread: %s", told)
+        try:
+            raise ValueError(f"{told} is no number")
+        except ValueError:
+            log.exception("with a traceback")
+        return Outcome.succeeded()
 
 
 def add_line(file: Path, line: str) -> None:

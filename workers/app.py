@@ -22,6 +22,7 @@ from celery.apps.worker import Worker as CeleryProcess
 from celery.bootsteps import CLOSE  # type: ignore[attr-defined]  # the stubs lack it
 from celery.exceptions import SecurityWarning
 from celery.signals import (
+    setup_logging,
     task_rejected,
     worker_init,
     worker_ready,
@@ -34,6 +35,7 @@ from celery.worker import state as celery_state
 from jobq import metrics
 from jobq.broker import TASK, CeleryBroker, make_celery, message_queue, parse_hint, require_shared
 from jobq.exposition import served
+from jobq.logs import configure
 from jobq.loop import Loop
 from jobq.settings import Settings
 from jobq.telemetry import configured
@@ -242,6 +244,8 @@ def _from_environment() -> Celery:
     require_shared(settings, "worker")
     own = App(settings, parse_queues(os.environ.get("JOBQ_QUEUES", DEFAULT_QUEUES)))
     own.bind_signals()
+    configure(settings.log_level, settings.log_format)
+    setup_logging.connect(lambda **_: None, weak=False)  # who listens there keeps Celery from doing it
     _LASTING.enter_context(served(settings))
     _LASTING.enter_context(configured(settings, "jobq-worker"))
     return own.celery

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from jobq import metrics
+from jobq import logs, metrics
 from jobq.errors import Unavailable
 from jobq.plugins import Stop
 from jobq.settings import Settings
@@ -169,7 +169,8 @@ class Lease:
         for running in self._snapshot().values() if self._identity is not None else ():
             limit = self._seconds + (self._grace if running.outlives else 0.0)
             if without >= limit and running.retry.retry_lost is not False and running.ctx.stop is None:
-                log.warning("job %s is stopped: the lease could not be renewed", running.job.id)
+                with logs.belonging(running.about):
+                    log.warning("job %s is stopped: the lease could not be renewed", running.job.id)
                 assert self.runner is not None
                 self.runner.stop(running, Stop.FENCED)
         return 1.0

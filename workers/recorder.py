@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
 
-from jobq import metrics, telemetry
+from jobq import logs, metrics, telemetry
 from jobq.errors import Unavailable
 from jobq.models import Outcome
 from jobq.store.claim import Held, Report, record
@@ -125,7 +125,8 @@ class Recorder:
             self._settle(owner, reports[middle:])
             return
         report = reports[0]
-        log.error("the outcome of job %s cannot be stored: %s", report.id, error)
+        with logs.belonging(logs.about(report, owner)):
+            log.error("the outcome of job %s cannot be stored: %s", report.id, error)
         if report.outcome.error_class == "unstorable":
             self._on_recorded(owner, reports)  # even the plain statement is refused: the reaper ends the job
             return

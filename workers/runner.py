@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from jobq import metrics, telemetry
+from jobq import logs, metrics, telemetry
 from jobq.errors import Forbidden, InvalidInput, Misconfigured, NotFound, Unavailable
 from jobq.models import Outcome
 from jobq.plugins import Context, JobRef, Stop
@@ -59,6 +59,8 @@ class Running:
     recovered: bool = False
     redaction: Redaction | None = None
     """Of the secrets that the job was handed."""
+    about: logs.About | None = None
+    """How lines of the worker's own log name it."""
     task: asyncio.Task[None] | None = None
     timed_out: bool = False
     began: float = field(default_factory=time.monotonic)
@@ -180,6 +182,7 @@ class Runner:
             running.task = self._loop.create_task(self._run(running))
 
     async def _run(self, running: Running) -> None:
+        running.about = logs.begin(running.job, running.owner)
         with telemetry.attempt(running.job, running.owner) as span:
             outcome = await self._execute(running)
             if running.redaction is not None:
@@ -262,6 +265,8 @@ class Runner:
         ctx = running.ctx
         ctx.secrets = await asyncio.to_thread(self._keyring.read, running.job.tenant, names)
         running.redaction = Redaction(ctx.secrets.values())
+        if running.about is not None:
+            running.about.hide = running.redaction.hide
         self._journal.redact(running.key, running.job, running.redaction)
 
     async def _with_deadline(self, running: Running, work: Awaitable[Outcome], grace: float) -> Outcome:

@@ -26,6 +26,7 @@ from jobq.cli.output import console, plain, write
 from jobq.client import JobQ
 from jobq.embedded import Embedded
 from jobq.errors import JobQError, Misconfigured, Unavailable
+from jobq.logs import formatter
 from jobq.settings import EMBEDDED, Settings, data_folder, mask_url
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def dev(settings: Settings, *, demo: bool = False, plain: bool = False) -> int:
         place = stack.enter_context(_demo_place()) if demo else _place(settings)
         settings = _adapted(settings, place, demo=demo)
         screen = _Screen(console(), tables=sys.stdout.isatty() and not plain)
-        stack.enter_context(_logging(place.log, settings.log_level, screen))
+        stack.enter_context(_logging(place.log, settings, screen))
         with JobQ(settings=settings, actor="jobq dev") as jobq:
             _migrate(jobq)
             embedded = Embedded(settings)
@@ -335,19 +336,19 @@ class _Above(logging.Handler):
 
 
 @contextmanager
-def _logging(file: Path, level: str, screen: _Screen) -> Iterator[None]:
+def _logging(file: Path, settings: Settings, screen: _Screen) -> Iterator[None]:
     """Everything that is logged goes to the file, warnings to the screen too; neither disturbs the tables."""
     try:
         to_file = RotatingFileHandler(file, maxBytes=_LOG_BYTES, backupCount=1, delay=False)
     except OSError as error:
         raise Misconfigured(f"The log {file} cannot be written: {error.strerror}.") from None
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_file.setFormatter(formatter(text=settings.log_format != "json"))
     handlers: tuple[logging.Handler, ...] = (to_file, _Above(screen))
     root = logging.getLogger()
     for handler in handlers:
         root.addHandler(handler)
     for name in ("jobq", "workers", "scheduler"):
-        logging.getLogger(name).setLevel(level.upper())
+        logging.getLogger(name).setLevel(settings.log_level)
     try:
         yield
     finally:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("jobq.cli")
 
 LogFormat = Annotated[
-    str, Option(metavar="auto|text|json", help="Of the log on stderr; auto: text on a terminal, else JSON lines.")
+    str | None,
+    Option(metavar="auto|console|json", help="Of the log on stderr; auto: console on a terminal, else JSON lines."),
 ]
 MetricsAddress = Annotated[
     str | None,
@@ -40,7 +41,7 @@ _RETRY_EVERY = 2.0
 _POLL = 0.05
 
 
-def scheduler(context: typer.Context, log_format: LogFormat = "auto", metrics: MetricsAddress = None) -> None:
+def scheduler(context: typer.Context, log_format: LogFormat = None, metrics: MetricsAddress = None) -> None:
     """Run a scheduler until SIGTERM or Ctrl-C.
 
     Several may run: they share the work.
@@ -57,7 +58,7 @@ def scheduler(context: typer.Context, log_format: LogFormat = "auto", metrics: M
         running.stop()
 
 
-def run_worker(context: typer.Context, queues: str, log_format: str, metrics: str | None) -> int:
+def run_worker(context: typer.Context, queues: str, log_format: str | None, metrics: str | None) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit code."""
     ending = _Ending()
     require_own("workers")
@@ -78,18 +79,18 @@ def api(
     port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 8321,
     tls_cert: Annotated[Path | None, Option(exists=True, help="PEM file: serve HTTPS.")] = None,
     tls_key: Annotated[Path | None, Option(exists=True, help="PEM file: the certificate's key.")] = None,
-    log_format: LogFormat = "auto",
+    log_format: LogFormat = None,
 ) -> None:
     """Serve the HTTP API until SIGTERM or Ctrl-C.
 
     Several may run, beside each other or behind a load balancer.
     """
-    from jobq.cli.service_log import configure
+    from jobq.logs import configure
 
     ending = _Ending()
     settings = session(context).settings
     server = load("jobq.api.server", "api")
-    configure(settings.log_level, log_format)
+    configure(settings.log_level, log_format or settings.log_format)
     _wait_for_schema(settings, ending)
     if ending.came():
         return
@@ -113,8 +114,10 @@ def dev(
     raise typer.Exit(run(session(context).settings, demo=demo, plain=plain))
 
 
-def _prepare(context: typer.Context, what: str, log_format: str, ending: _Ending, metrics: str | None) -> Settings:
-    from jobq.cli.service_log import configure
+def _prepare(
+    context: typer.Context, what: str, log_format: str | None, ending: _Ending, metrics: str | None
+) -> Settings:
+    from jobq.logs import configure
 
     settings = session(context).settings
     if metrics is not None:
@@ -122,7 +125,7 @@ def _prepare(context: typer.Context, what: str, log_format: str, ending: _Ending
     load("jobq.broker").require_shared(settings, what)
     for package in ("workers", "scheduler"):
         require_own(package)
-    configure(settings.log_level, log_format)
+    configure(settings.log_level, log_format or settings.log_format)
     _wait_for_schema(settings, ending)
     return settings
 

@@ -23,7 +23,7 @@ def worker(
         str | None,
         Option("--queues", "-Q", metavar="QUEUE:SLOTS,…", help="What to serve, such as container:8,heartbeat:2000."),
     ] = None,
-    log_format: LogFormat = "auto",
+    log_format: LogFormat = None,
     metrics: MetricsAddress = None,
 ) -> None:
     """Run a worker: jobq worker -Q container:8,heartbeat:2000. It drains at SIGTERM or Ctrl-C."""

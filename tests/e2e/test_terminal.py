@@ -14,7 +14,7 @@ from rich.console import Console
 from jobq import JobQ, Settings
 from jobq.cli import main
 from jobq.cli.live import Watch, lines, tables
-from jobq.cli.service_log import configure
+from jobq.logs import configure
 from jobq.testing import running
 
 HOSTILE = {

@@ -51,14 +51,21 @@ def stage(
     folder = tmp_path_factory.mktemp("traces")
     url = postgres_server.url(postgres_server.create(postgres_template))
     policy = {"probe_networks": ["127.0.0.0/8"], "areas": [str(folder)]}
+    plugins = ["tests.kinds:NapExecutor", "tests.kinds:MutterExecutor"]
+    more: dict[str, Any] = {
+        "plugins": plugins,
+        "policy": policy,
+        "secret_key": "0123456789abcdef",
+        "log_format": "json",
+    }
     with (
         Collector() as collector,
-        Fleet(folder, url, redis_session.url, traces=collector.url, trace_targets=True, policy=policy) as fleet,
+        Fleet(folder, url, redis_session.url, traces=collector.url, trace_targets=True, **more) as fleet,
     ):
         fleet.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "100"}
         fleet.scheduler()
         fleet.start(str(JOBQ), "api", "--port", "0")
-        fleet.worker("sync:1,replication:4,heartbeat:2,nap:1")
+        fleet.worker("sync:1,replication:4,heartbeat:2,nap:1,mutter:1")
         with httpx2.Client(base_url=f"http://127.0.0.1:{port_of(fleet, 1, 'listens on')}", timeout=30) as api:
             yield Stage(fleet, collector, folder, api)
 
@@ -129,3 +136,26 @@ def test_what_a_request_names_that_is_no_trace_is_passed_over(stage: Stage) -> N
     found = stage.fleet.ask("SELECT traceparent FROM jobq_jobs WHERE id = :id", id=job["id"])[0][0]
     assert found[3:35] not in {TRACE, TRACE[::-1]}
     wait_until(lambda: called(stage.collector.of(found[3:35]), "process nap"), 20, what="a trace of its own")
+
+
+def test_every_line_of_every_process_is_a_document_and_those_of_a_job_name_it_without_its_secrets(stage: Stage) -> None:
+    trace = "ab" * 16
+    stage.fleet.jobq.secrets.set("password", CANARY)
+    job = stage.post(
+        {"kind": "MUTTER", "spec": {"secrets": {"password": "password"}}}, traceparent=f"00-{trace}-{SENDER}-01"
+    )
+    stage.fleet.wait_until_done(30)
+    files = {file.name: file.read_text() for file in sorted(stage.folder.glob("*.log"))}
+    lines = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
+    assert len(files) == 3
+    assert all(lines.values()), "each of them said something"
+    (worker,) = {str(one.id) for one in stage.fleet.jobq.workers.list()}
+    known = {
+        "job_id": job["id"], "attempt": 1, "kind": "MUTTER", "queue": "mutter", "worker": worker, "trace_id": trace,
+        "logger": "plugin.mutter",
+    }  # fmt: skip
+    told = [line for line in lines["2.log"] if line["logger"] == "plugin.mutter"]
+    assert [line["event"].partition(":")[0] for line in told] == ["on the task", "on a thread", "with a traceback"]
+    assert all(known.items() <= line.items() for line in told), told
+    assert "ValueError: *** is no number" in told[2]["exception"]
+    assert CANARY not in "".join(files.values())
