@@ -38,7 +38,6 @@ Refusal = DBAPIError
 log = logging.getLogger(__name__)
 
 POSTGRESQL = "postgresql"
-_INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _SERIALIZATION_FAILURES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 _NO_SCHEMA = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
 _DAMAGED = frozenset({"file is not a database", "database disk image is malformed"})  # SQLite
@@ -75,7 +74,7 @@ class Instant(TypeDecorator[datetime]):
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         if value is None or isinstance(value, datetime):
             return value if value is None else value.astimezone(UTC)
-        return datetime.strptime(value, _INSTANT).replace(tzinfo=UTC)
+        return datetime.fromisoformat(value)  # a tenth of what strptime takes, for each instant of each row
 
 
 Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), POSTGRESQL)

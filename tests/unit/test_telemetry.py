@@ -113,7 +113,10 @@ def way(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         telemetry.use(provider)
         with Embedded(settings, {"relay": 8}):
-            wait_until(lambda: live(jobq) == 0 and len(jobq.list(trigger=Trigger.AUTOMATIC).items) > 1, 60, what="all")
+            done = {"trigger": Trigger.AUTOMATIC, "statuses": frozenset({Status.COMPLETED})}
+            wait_until(lambda: len(jobq.list(**done).items) > 1, 60, what="slots")
+            jobq.pause_workflow("tick")
+            wait_until(lambda: live(jobq) == 0, 60, what="all jobs to end")
         telemetry.use(None)
         assert not exporter_of_unsampled.get_finished_spans()
         jobs |= {name: jobq.get(job.id) for name, job in jobs.items()}
