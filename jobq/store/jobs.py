@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.sql import ColumnElement
 
 from jobq.errors import Conflict, NotFound
-from jobq.models import Attempt, Job, Step
+from jobq.models import Attempt, Job, JobFilter, Step
 from jobq.states import Desired, Reason, Status, Trigger
 from jobq.store.after import lock_upstreams, wait_for
 from jobq.store.database import Instant, Json, id_list, incoming, insert, insert_both, is_one_of, now, rows_json
@@ -299,29 +299,6 @@ def get(conn: Connection, tenant: str | None, job_id: UUID) -> Job:
 def get_data(conn: Connection, job_id: UUID) -> Row[Any]:
     """Spec, state, retry policy and checkpoint of a job that exists, and is no child: see ``fanin.child_spec``."""
     return conn.execute(sa.select(job_data).where(job_data.c.job_id == job_id)).one()
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """What a listing of jobs is narrowed to. Sets are alternatives; ranges are half open: [from, until)."""
-
-    statuses: frozenset[Status] = frozenset()
-    reasons: frozenset[Reason] = frozenset()
-    kinds: frozenset[str] = frozenset()
-    queues: frozenset[str] = frozenset()
-    trigger: Trigger | None = None
-    workflow_id: UUID | None = None
-    parent_id: UUID | None = None
-    domain: str | None = None
-    domain_end: str | None = None
-    """``source`` or ``target``: which end of the domain mapping the jobs work for."""
-    name_contains: str | None = None
-    created_from: datetime | None = None
-    created_until: datetime | None = None
-    scheduled_from: datetime | None = None
-    scheduled_until: datetime | None = None
-    finished_from: datetime | None = None
-    finished_until: datetime | None = None
 
 
 def list_page(conn: Connection, tenant: str | None, only: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
