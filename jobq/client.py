@@ -15,13 +15,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from uuid import UUID
 
+from jobq.changes import Feed, Wanted, follow_changes
 from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import JobRequest, checked_all, requests_of
 from jobq.duration import HINT, parse_duration
 from jobq.errors import Conflict, InvalidInput
 from jobq.hooks import Hooks
 from jobq.keys import Keys
-from jobq.models import Artifact, Attempt, Job, JobFilter, LogLine, Page
+from jobq.models import Artifact, Attempt, Change, Job, JobFilter, LogLine, Page
 from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
 from jobq.quotas import Quotas
 from jobq.remote.client import RemoteJobQ
@@ -350,6 +351,25 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
         Raises Unavailable ``wait_timeout`` after ``timeout`` seconds (None: wait for ever); the job goes on.
         """
         return wait_for_end(self.get, job_id, timeout)
+
+    def changes(
+        self,
+        *,
+        after: str | None = None,
+        statuses: frozenset[Status] = frozenset(),
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] = frozenset(),
+        workflow_id: UUID | None = None,
+    ) -> Iterator[Change]:
+        """Jobs and workflows as they change, on and on, from now on or behind an earlier change's ``place``.
+
+        The newest state of each within a second; states in between may be skipped, or told again after ``after``.
+        Sets are alternatives; workflows are told unless ``statuses`` are asked for.
+        """
+        feed = Feed(self.database, self.tenant, after)
+        if after is None:
+            feed.look()  # from now on
+        return follow_changes(feed, Wanted(statuses, kinds, queues, workflow_id))
 
     # --- act -------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 from jobq.states import TERMINAL, Desired, Reason, Status, Trigger
@@ -368,6 +368,17 @@ class LogLine:
     at: datetime
     stream: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A job or a workflow as it is now that it changed. ``gap``: some changes were skipped, list anew what matters."""
+
+    what: Literal["job", "workflow", "gap"]
+    place: str
+    """From where ``JobQ.changes(after=…)`` goes on behind this."""
+    job: Job | None = None
+    workflow: Workflow | None = None
 
 
 @dataclass(frozen=True, slots=True)

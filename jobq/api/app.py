@@ -13,8 +13,9 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobq.api import audit, health, hooks, jobs, logs, operations, problems, workflows
+from jobq.api import audit, events, health, hooks, jobs, logs, operations, problems, workflows
 from jobq.api.access import Access
+from jobq.api.events import Broadcast
 from jobq.api.streams import Watching
 from jobq.client import JobQ
 from jobq.connections import Connector
@@ -37,6 +38,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         app.state.watching = Watching(Tail(door.database))
+        app.state.broadcast = Broadcast(door.database)
         yield
         if own:
             door.close()
@@ -49,7 +51,9 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.jobq, app.state.access = door, Access(settings, door.database)
     problems.install(app)
-    for router in (jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router):
+    for router in (
+        jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router, events.router,
+    ):  # fmt: skip
         app.include_router(router, prefix="/v1", responses=problems.documented(401))
     app.include_router(health.router)
     app.add_middleware(Requests)

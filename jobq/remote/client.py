@@ -19,6 +19,7 @@ from jobq.errors import Conflict, Misconfigured
 from jobq.models import (
     Artifact,
     Attempt,
+    Change,
     Export,
     FanOut,
     Job,
@@ -29,7 +30,7 @@ from jobq.models import (
 )
 from jobq.remote.batches import enqueue_all
 from jobq.remote.documents import document
-from jobq.remote.following import follow_log
+from jobq.remote.following import follow_changes, follow_log
 from jobq.remote.wire import Wire, no_connection, read
 from jobq.remote.workflows import RemoteWorkflows
 from jobq.settings import Settings
@@ -238,6 +239,19 @@ class RemoteJobQ(RemoteWorkflows, _Door):
     def wait(self, job_id: UUID, timeout: float | None = None) -> Job:
         """See ``JobQ.wait``."""
         return wait_for_end(self.get, job_id, timeout, pause=0.02)
+
+    def changes(
+        self,
+        *,
+        after: str | None = None,
+        statuses: frozenset[Status] = frozenset(),
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] = frozenset(),
+        workflow_id: UUID | None = None,
+    ) -> Iterator[Change]:
+        """See ``JobQ.changes``."""
+        query = {"status": statuses, "kind": kinds, "queue": queues, "workflow_id": workflow_id, "after": after}
+        return follow_changes(self._wire, query)
 
     # --- fan-outs ------------------------------------------------------------------------------------------------
 

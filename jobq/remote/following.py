@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobq.errors import NotFound, Unavailable
-from jobq.models import LogLine
+from jobq.models import Change, Job, LogLine, Workflow
 from jobq.remote.wire import Wire, read
 
 SILENCE = 45.0
@@ -82,3 +82,19 @@ def follow_log(wire: Wire, job: str, after: int) -> Iterator[LogLine]:
         except NotFound:
             if not opened:
                 raise  # else it was pruned meanwhile
+
+
+def follow_changes(wire: Wire, query: Mapping[str, Any]) -> Iterator[Change]:
+    """See ``JobQ.changes``. Connected when this returns."""
+    told = follow(wire, "/v1/events", query, None)
+    next(told)  # "open"
+    return (change for event in told if (change := _change(event)) is not None)
+
+
+def _change(event: Told) -> Change | None:
+    place = event.place or ""
+    if event.name == "job":
+        return Change("job", place, job=read(Job, event.data))
+    if event.name == "workflow":
+        return Change("workflow", place, workflow=read(Workflow, event.data))
+    return Change("gap", place) if event.name == "gap" else None

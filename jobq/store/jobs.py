@@ -279,6 +279,11 @@ def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, jo
 _SHOWN = [jobs.c[name] for name in _SHOWN_NAMES]
 
 
+def shown() -> list[Any]:
+    """The columns that ``as_job`` reads."""
+    return _SHOWN
+
+
 def as_job(row: Row[Any]) -> Job:
     """A row of ``jobq_jobs`` as applications see it."""
     values = row._asdict()
