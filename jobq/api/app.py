@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobq.api import audit, events, health, hooks, jobs, logs, operations, problems, workflows
+from jobq.api import audit, events, health, hooks, jobs, links, logs, operations, problems, workflows
 from jobq.api.access import Access
 from jobq.api.events import Broadcast
 from jobq.api.streams import Watching
@@ -26,7 +26,7 @@ from jobq.tail import Tail
 
 log = logging.getLogger(__name__)
 
-_MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.Problem]
+_MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.ProblemDetails]
 _MODELS += [*operations.BODIES, *hooks.BODIES]
 
 
@@ -47,6 +47,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
         title="jobq", version=version("jobq"), summary="Durable jobs: enqueue, schedule, watch.",
         description="Every error is a problem document (RFC 9457) with a stable code.", openapi_url="/v1/openapi.json",
         docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # clients that are generated call them so
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )  # fmt: skip
     app.state.jobq, app.state.access = door, Access(settings, door.database)
@@ -71,6 +72,7 @@ def _openapi(app: FastAPI, document: dict[str, Any]) -> dict[str, Any]:
         components["schemas"] = {**found["$defs"], **components.get("schemas", {})}
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
         document["security"] = [{"key": []}, {}]
+        links.draw(document)
         app.openapi_schema = document
     return document
 
