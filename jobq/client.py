@@ -166,7 +166,7 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
 
     def submit(self, asked: JobRequest, *, connection: Connection | None = None) -> Job:
         """``enqueue`` of a request that is a value already."""
-        plain = not (asked.idempotency_key or asked.scheduled_at or asked.after)
+        plain = not (asked.scheduled_at or asked.after)
         if connection is not None or not plain or asked.kind == SYNC:
             job_id = new_id()  # the same in every try
             return self._write(connection, lambda conn: self._enqueue_one(conn, asked, job_id))
@@ -221,8 +221,18 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
         new = self._new_job(asked.checked(self.settings, datetime.now(UTC)))  # the clock judges scheduled_at only
         self.quotas.admit(self.tenant)
         wakes = is_to_announce(self.database.url)
+        if asked.idempotency_key is not None:
+            return self._write(None, lambda conn: self._enqueue_once(conn, asked, new, wakes))
         job = self._write(None, lambda conn: store.enqueue_one(conn, new, wakes=wakes), one_statement=True)
         return job or self._write(None, lambda conn: self._inserted(conn, new))
+
+    def _enqueue_once(self, conn: Connection, asked: JobRequest, new: NewJob, wakes: bool) -> Job:
+        """Two statements for what has a key: that of the key, and that of the job."""
+        request = asked.model_dump_json(exclude={"idempotency_key"})
+        before = self._remembered(conn, asked.idempotency_key, new.id, request)
+        if before is not None:
+            return store.get(conn, self.tenant, before)
+        return store.enqueue_one(conn, new, wakes=wakes) or self._inserted(conn, new)
 
     def _enqueue_one(self, conn: Connection, asked: JobRequest, job_id: UUID) -> Job:
         accepted = asked.checked(self.settings, database_now(conn))

@@ -58,7 +58,7 @@ Raw = Annotated[bytes, Depends(read)]
 def body(model: type[Model]) -> Callable[..., Model]:
     """A dependency: the body as an instance of ``model``."""
 
-    def read(value: Document) -> Model:
+    async def read(value: Document) -> Model:
         return parse(model, value)
 
     return read
