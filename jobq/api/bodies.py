@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
@@ -55,7 +55,7 @@ Document = Annotated[Any, Depends(document)]
 Raw = Annotated[bytes, Depends(read)]
 
 
-def body(model: type[Model]) -> Callable[..., Model]:
+def body(model: type[Model]) -> Callable[..., Awaitable[Model]]:
     """A dependency: the body as an instance of ``model``."""
 
     async def read(value: Document) -> Model:
