@@ -95,8 +95,8 @@ def test_along_its_links_the_api_answers_as_documented(schema: Any, api: Api) ->
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_the_api_answers_as_documented_whatever_it_is_asked(schema: Any) -> None:
-    ask_each(schema, 60)
-    walk(schema, 60, 15)
+    ask_each(schema, 30)
+    walk(schema, 30, 12)
 
 
 def test_each_thing_that_is_made_is_linked_to_what_can_be_asked_about_it(api: Api) -> None:

@@ -18,7 +18,7 @@ from jobq.store.logs import Chunk
 from tests.api import SECRET_KEY
 from tests.e2e.test_cli_api import self_signed
 from tests.proxy import Proxy
-from tests.services import free_port
+from tests.services import free_port, wait_until
 from tests.stores import Store, ended
 
 PAGE = Heartbeat(endpoint="https://example.org/")
@@ -86,12 +86,18 @@ def test_a_key_is_asked_for_once(jobq: JobQ, proxy: Proxy, owner: JobQ) -> None:
 def test_a_log_is_followed_over_cut_connections_without_gap_or_repeat(jobq: JobQ, proxy: Proxy, owner: JobQ) -> None:
     store, job = Store(owner.database), owner.enqueue(PAGE)
     seen: list[int] = []
-    following = threading.Thread(target=lambda: seen.extend(line.number for line in jobq.logs(job.id, follow=True)))
+
+    def follow() -> None:
+        for line in jobq.logs(job.id, follow=True):
+            seen.append(line.number)  # noqa: PERF401 - others look at it meanwhile
+
+    following = threading.Thread(target=follow)
     following.start()
     for first in range(1, 4000, 200):
         body = [(MICROS + number, "stdout", f"line {number}") for number in range(first, first + 200)]
         store.do(logs.append, [Chunk(job.id, 1, first, 10 * len(body), body)])
         if first % 1000 == 1:
+            wait_until(lambda first=first: len(seen) >= first, what="the reader to have read")  # type: ignore[misc]
             proxy.cut()
     worker = store.worker({job.queue: 10})
     store.promote()
