@@ -191,7 +191,7 @@ def list_exports(jobq: Reader, job_id: UUID, limit: Limit = 50, cursor: Cursor =
 
 @router.get("/jobs/{job_id}/problems", responses=documented(404, 422, 503))
 def list_problems(
-    jobq: Reader, job_id: UUID, limit: Limit = 50, behind: Annotated[int, Query(ge=0)] = 0
+    jobq: Reader, job_id: UUID, limit: Limit = 50, behind: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0
 ) -> Listing[Problem]:
     """Entities of a SYNC that failed before they had children, behind the one with that number."""
     return whole(jobq.problems(job_id, behind=behind, limit=limit))  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from jobq.models import LogLine
 
 router = APIRouter(tags=["logs"])
 
-After = Annotated[int, Query(ge=0, description="Lines behind this one.")]
+After = Annotated[int, Query(ge=0, le=2**62, description="Lines behind this one.")]
 Stream = Annotated[Literal["stdout", "stderr", "system"] | None, Query(description="Of one stream only.")]
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 

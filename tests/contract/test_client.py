@@ -405,7 +405,11 @@ def test_operators_limit_pause_and_drain(jobq: JobQ, site: Site) -> None:
     jobq.tenants.weight(tenant, 2.5)
     jobq.tenants.limit(tenant, 7)
     assert [(each.weight, each.limit) for each in jobq.tenants.list() if each.name == tenant] == [(2.5, 7)]
-    for mistake in (lambda: jobq.queues.limit(queue, 0), lambda: jobq.tenants.weight(tenant, 0)):
+    for mistake in (
+        lambda: jobq.queues.limit(queue, 0),
+        lambda: jobq.tenants.limit(tenant, 2**40),
+        lambda: jobq.tenants.weight(tenant, 0),
+    ):
         with pytest.raises(InvalidInput):
             mistake()
     worker = site.store.worker()
