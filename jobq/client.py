@@ -219,10 +219,10 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
     def _enqueue_plain(self, asked: JobRequest) -> Job:
         """The usual job: one statement, unless its dedupe key is held."""
         new = self._new_job(asked.checked(self.settings, datetime.now(UTC)))  # the clock judges scheduled_at only
-        self.quotas.admit(self.tenant)
         wakes = is_to_announce(self.database.url)
         if asked.idempotency_key is not None:
             return self._write(None, lambda conn: self._enqueue_once(conn, asked, new, wakes))
+        self.quotas.admit(self.tenant)
         job = self._write(None, lambda conn: store.enqueue_one(conn, new, wakes=wakes), one_statement=True)
         return job or self._write(None, lambda conn: self._inserted(conn, new))
 
@@ -232,6 +232,7 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
         before = self._remembered(conn, asked.idempotency_key, new.id, request)
         if before is not None:
             return store.get(conn, self.tenant, before)
+        self.quotas.admit(self.tenant, conn=conn)
         return store.enqueue_one(conn, new, wakes=wakes) or self._inserted(conn, new)
 
     def _enqueue_one(self, conn: Connection, asked: JobRequest, job_id: UUID) -> Job:

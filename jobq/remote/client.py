@@ -6,7 +6,7 @@ Calls that make something carry an idempotency key, the caller's or one of their
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from pydantic import SecretStr
 
 from jobq.definition import JobRequest
-from jobq.errors import Conflict, Misconfigured
+from jobq.errors import Conflict
 from jobq.models import (
     Artifact,
     Attempt,
@@ -31,7 +31,7 @@ from jobq.models import (
 from jobq.remote.batches import enqueue_all
 from jobq.remote.documents import document
 from jobq.remote.following import follow_changes, follow_log
-from jobq.remote.wire import Wire, no_connection, read
+from jobq.remote.wire import Wire, needs_database, no_connection, read
 from jobq.remote.workflows import RemoteWorkflows
 from jobq.settings import Settings
 from jobq.states import Status
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     # For those who check types it is a JobQ, and mypy compares each method's signature with that one's. At run time it
     # is none: that would load SQLAlchemy.
     from jobq.client import JobQ as _Door
-    from jobq.remote.operations import Connectors, Keys, Queues, Secrets, SyncStates, Tenants, Workers
+    from jobq.quotas import Quotas
+    from jobq.remote.operations import Connectors, Hooks, Keys, Queues, Secrets, SyncStates, Tenants, Workers
+    from jobq.store.audit import AuditEvent
     from jobq.store.database import Database
 else:
     _Door = object
@@ -93,10 +95,7 @@ class RemoteJobQ(RemoteWorkflows, _Door):
     @property
     def database(self) -> Database:
         """Raises Misconfigured ``needs_database``."""
-        raise Misconfigured(
-            "This needs the database itself; there is an HTTP API only.", code="needs_database",
-            hint="JOBQ_DATABASE_URL names one: postgresql://user@host/name or sqlite:////absolute/path.db",
-        )  # fmt: skip
+        raise needs_database()
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -109,6 +108,18 @@ class RemoteJobQ(RemoteWorkflows, _Door):
         self.close()
 
     # --- what has methods of its own ---------------------------------------------------------------------------------
+
+    @property
+    def quotas(self) -> Quotas:
+        """Quotas are judged where the database is. Raises Misconfigured ``needs_database``."""
+        raise needs_database()
+
+    @cached_property
+    def hooks(self) -> Hooks:
+        """Make, list and revoke the inbound hooks of this tenant's workflows."""
+        from jobq.remote.operations import Hooks
+
+        return Hooks(self._wire, self._workflow)
 
     @cached_property
     def queues(self) -> Queues:
@@ -252,6 +263,15 @@ class RemoteJobQ(RemoteWorkflows, _Door):
         """See ``JobQ.changes``."""
         query = {"status": statuses, "kind": kinds, "queue": queues, "workflow_id": workflow_id, "after": after}
         return follow_changes(self._wire, query)
+
+    def audit(
+        self, *, everything: bool = False, limit: int = 50, cursor: str | None = None, **only: Any
+    ) -> Page[AuditEvent]:
+        """See ``JobQ.audit``. ``everything`` is for an operator's key."""
+        from jobq.store.audit import AuditEvent, AuditFilter
+
+        wanted = asdict(AuditFilter(**only))
+        return self._wire.page(AuditEvent, "/v1/audit", all=everything or None, limit=limit, cursor=cursor, **wanted)
 
     # --- fan-outs ------------------------------------------------------------------------------------------------
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 from uuid import UUID
 
 from jobq.connections import Connector, StoredConnector
+from jobq.hooks import NewHook, Signature
 from jobq.keys import NewKey, Scope
 from jobq.models import Page
 from jobq.operations import AppliedConnector, Queue, Tenant, WorkerInfo
 from jobq.remote.documents import document
-from jobq.remote.wire import Wire, read
+from jobq.remote.wire import Wire, needs_database, read
+from jobq.settings import Quota
+from jobq.store.hooks import StoredHook
 from jobq.store.keys import StoredKey
 from jobq.syncs import SyncState
 from jobq.validation import parse
 
 if TYPE_CHECKING:
     # mypy compares each method with the one of the same name there.
+    from jobq.hooks import Hooks as _Hooks
     from jobq.keys import Keys as _Keys
     from jobq.operations import Connectors as _Connectors
     from jobq.operations import Queues as _Queues
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from jobq.operations import Workers as _Workers
     from jobq.syncs import SyncStates as _States
 else:
-    _Queues = _Tenants = _Workers = _Secrets = _Connectors = _Keys = _States = object
+    _Hooks = _Queues = _Tenants = _Workers = _Secrets = _Connectors = _Keys = _States = object
 
 
 class _Remote:
@@ -70,6 +74,11 @@ class Tenants(_Remote, _Tenants):
     def limit(self, name: str, limit: int | None) -> None:
         """See there."""
         self._wire.ask("PATCH", f"/v1/tenants/{_(name)}", body={"limit": limit})
+
+    def quota(self, name: str, **changes: float | str | None) -> Quota:
+        """See there."""
+        self._wire.ask("PATCH", f"/v1/tenants/{_(name)}", body={"quota": changes})
+        return next((one.quota for one in self.list() if one.name == name), Quota())
 
 
 class Workers(_Remote, _Workers):
@@ -140,6 +149,47 @@ class SyncStates(_Remote, _States):
     def reset(self, domain: str) -> None:
         """See there."""
         self._wire.remove(f"/v1/sync-states/{_(domain)}")
+
+
+class Hooks(_Hooks):
+    """See ``jobq.hooks.Hooks``."""
+
+    def __init__(self, wire: Wire, place: Callable[[UUID | str], str]) -> None:
+        self._wire, self._place = wire, place
+
+    def create(
+        self,
+        workflow: UUID | str,
+        name: str,
+        *,
+        signature: Signature | str = Signature.NONE,
+        secret: str | None = None,
+        replay_window: Any = None,
+        rate_limit: int | None = None,
+        envelope: bool = False,
+    ) -> NewHook:
+        """See there. It is sent once: a token whose answer was lost is nobody's."""
+        window = replay_window.total_seconds() if hasattr(replay_window, "total_seconds") else replay_window
+        asked = {"secret": secret, "replay_window": window, "rate_limit": rate_limit}
+        body = {
+            "name": name,
+            "signature": str(signature),
+            "envelope": envelope,
+            **{k: v for k, v in asked.items() if v is not None},
+        }
+        return self._wire.post(NewHook, f"{self._place(workflow)}/hooks", body=body, repeats=False)
+
+    def list(self, workflow: UUID | str) -> Sequence[StoredHook]:
+        """See there."""
+        return self._wire.items(StoredHook, f"{self._place(workflow)}/hooks")
+
+    def revoke(self, workflow: UUID | str, hook_id: UUID) -> StoredHook:
+        """See there."""
+        return read(StoredHook, self._wire.ask("DELETE", f"{self._place(workflow)}/hooks/{hook_id}"))
+
+    def receive(self, token: str, body: bytes, *, headers: Any = None, query: Any = ()) -> NoReturn:
+        """Who has a token sends to ``/v1/hooks/{token}`` itself. Raises Misconfigured ``needs_database``."""
+        raise needs_database()
 
 
 class Keys(_Remote, _Keys):

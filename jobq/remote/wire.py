@@ -301,3 +301,11 @@ def no_connection(connection: Any) -> None:
             "Over HTTP, a job cannot join the transaction of a connection.", code="needs_database",
             hint="Enqueue with a JobQ on the database itself, or after the commit, with an idempotency_key.",
         )  # fmt: skip
+
+
+def needs_database() -> Misconfigured:
+    """What cannot be done over HTTP."""
+    return Misconfigured(
+        "This needs the database itself; there is an HTTP API only.", code="needs_database",
+        hint="JOBQ_DATABASE_URL names one: postgresql://user@host/name or sqlite:////absolute/path.db",
+    )  # fmt: skip

@@ -90,10 +90,12 @@ class RemoteWorkflows(_Workflows):
         """See ``JobQ.trigger``."""
         return self.start(workflow, parse(Particulars, particulars), connection=connection)
 
-    def start(self, workflow: WorkflowKey, asked: Particulars, *, connection: Any = None) -> Job:
-        """See ``JobQ.start``."""
+    def start(
+        self, workflow: WorkflowKey, asked: Particulars, *, connection: Any = None, job_id: UUID | None = None
+    ) -> Job:
+        """See ``JobQ.start``. The API chooses the job's id: a given one stands for an idempotency key."""
         no_connection(connection)
-        key = asked.idempotency_key or uuid4().hex
+        key = asked.idempotency_key or (job_id or uuid4()).hex
         return self._wire.post(Job, f"{self._workflow(workflow)}/jobs", body=document(asked), key=key)
 
     def _workflow(self, workflow: WorkflowKey) -> str:

@@ -89,7 +89,7 @@ def shape(method: Any) -> list[tuple[str, Any, Any]]:
 def groups() -> list[str]:
     """The attributes of a JobQ that have methods of their own."""
     found = [name for name in dir(JobQ) if isinstance(inspect.getattr_static(JobQ, name), cached_property)]
-    return [name for name in found if name != "database"]
+    return [name for name in found if name not in {"database", "quotas"}]
 
 
 def compare(direct: object, remote: object, what: str) -> None:
@@ -429,6 +429,18 @@ def test_keys_are_made_listed_and_revoked(jobq: JobQ) -> None:
     with pytest.raises(InvalidInput) as refused:
         jobq.keys.create("x", "god")
     assert refused.value.pointer == "/scope"
+
+
+def test_hooks_quotas_and_the_audit(jobq: JobQ) -> None:
+    flow = jobq.create_workflow(PAGE, name="page")
+    made = jobq.hooks.create("page", "github", signature="hub", rate_limit=5)
+    assert jobq.hooks.list(flow.id) == [made.stored]
+    assert made.path == f"/v1/hooks/{made.token}"
+    assert jobq.hooks.revoke("page", made.stored.id).id == made.stored.id
+    assert jobq.tenants.quota(jobq.tenant, waiting=7, rate=2.5).waiting == 7
+    done = [event.action for event in jobq.audit(limit=20).items]
+    assert {"create", "revoke"} <= set(done)
+    assert jobq.audit(action="revoke").items[0].action == "revoke"
 
 
 def test_what_its_retention_has_outlived_is_deleted(jobq: JobQ) -> None:
