@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from urllib.parse import parse_qs, urlsplit
 
-PORT = 8321
+PORT = 8322
 TOKEN = "open-sesame"  # noqa: S105 - everybody knows it
 NAMES = [
     *("Ada", "Alan", "Barbara", "Donald", "Edsger", "Frances", "Grace", "Hedy"),

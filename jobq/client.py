@@ -7,25 +7,27 @@ job exists if and when that transaction commits.
 
 from __future__ import annotations
 
-import time
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from uuid import UUID
 
 from jobq import telemetry
+from jobq.changes import Feed, Wanted, follow_changes
 from jobq.cursors import fingerprint, make_cursor, read_cursor
-from jobq.definition import JobRequest, checked_all
+from jobq.definition import JobRequest, checked_all, requests_of
 from jobq.duration import HINT, parse_duration
-from jobq.errors import Conflict, InvalidInput, Unavailable
+from jobq.errors import Conflict, InvalidInput
 from jobq.hooks import Hooks
 from jobq.keys import Keys
-from jobq.models import Artifact, Attempt, Job, LogLine, Page
+from jobq.models import Artifact, Attempt, Change, Job, JobFilter, LogLine, Page
 from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
 from jobq.quotas import Quotas
-from jobq.settings import Settings
+from jobq.remote.client import RemoteJobQ
+from jobq.settings import Settings, is_http
 from jobq.states import Status, Trigger
 from jobq.store import artifacts, audit, control
 from jobq.store import jobs as store
@@ -34,7 +36,7 @@ from jobq.store.audit import AuditEvent, AuditFilter
 from jobq.store.connectors import check_references
 from jobq.store.database import Database
 from jobq.store.fanin import child_spec
-from jobq.store.jobs import JobFilter, NewJob, new_id
+from jobq.store.jobs import NewJob, new_id
 from jobq.store.prune import prune
 from jobq.store.wakeup import announce, is_to_announce, ring
 from jobq.store.workers import database_now
@@ -42,6 +44,7 @@ from jobq.syncs import Syncs
 from jobq.tail import Tail, follow_log
 from jobq.timeline import Event, timeline
 from jobq.validation import parse
+from jobq.waiting import wait_for_end
 from jobq.workflows import APPLICATION, Workflows
 
 if TYPE_CHECKING:
@@ -55,12 +58,22 @@ _DELETED_AT_ONCE = 1000
 _MOST_LINES = 1000
 
 
-class JobQ(Workflows, Syncs):
+class JobQ(Workflows, Syncs, metaclass=ABCMeta):
     """A tenant's door to jobq: workflows (``jobq.workflows``), jobs (here), ``queues``, ``tenants`` and ``workers``.
 
     ``JobQ()`` reads ``JOBQ_DATABASE_URL`` and ``JOBQ_TENANT``. ``actor`` names who acts, for the record of
     interventions. All errors are of the tree in ``jobq.errors``.
+
+    Where the address is ``https://…`` (or ``http://…``), the same methods ask an HTTP API (``jobq.remote``), with
+    ``api_key`` or ``JOBQ_API_KEY``; there a key decides who acts.
     """
+
+    def __new__(cls, database_url: str | None = None, **options: Any) -> Self:
+        """The one that the address asks for."""
+        url = database_url if database_url is not None else (options.get("settings") or Settings.load()).database_url
+        if is_http(url):
+            return cast("Self", RemoteJobQ(database_url, **options))
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -69,10 +82,13 @@ class JobQ(Workflows, Syncs):
         tenant: str | None = None,
         actor: str = APPLICATION,
         settings: Settings | None = None,
+        api_key: str | None = None,
     ) -> None:
         settings = settings or Settings.load()
         if database_url is not None:
             settings = settings.model_copy(update={"database_url": database_url})
+        if api_key is not None:
+            raise InvalidInput("An api_key is for the address of an API, https://…: a database takes none.")
         self.settings = settings
         self.tenant = tenant or settings.tenant
         self.actor = actor
@@ -157,38 +173,57 @@ class JobQ(Workflows, Syncs):
             return job
 
     def _submitted(self, asked: JobRequest, connection: Connection | None) -> Job:
-        plain = not (asked.idempotency_key or asked.scheduled_at or asked.after)
+        plain = not (asked.scheduled_at or asked.after)
         if connection is not None or not plain or asked.kind == SYNC:
             job_id = new_id()  # the same in every try
             return self._write(connection, lambda conn: self._enqueue_one(conn, asked, job_id))
         return self._enqueue_plain(asked)
 
     def enqueue_many(
-        self, requests: Iterable[JobRequest | dict[str, Any]], *, connection: Connection | None = None
+        self,
+        requests: Iterable[JobRequest | dict[str, Any]],
+        *,
+        connection: Connection | None = None,
+        idempotency_key: str | None = None,
     ) -> list[UUID]:
         """Enqueue many jobs at some 20,000 a second; returns their ids, in the order of the requests.
 
         All requests are judged before the first is written. Without ``connection`` they are written in transactions
-        of 5,000; requests with an ``idempotency_key`` are refused here.
+        of 5,000. Requests with a key of their own are refused here; an ``idempotency_key`` for all of them makes it one
+        transaction, whose repetition returns the ids that the first call made.
         """
-        asked = [
-            request if isinstance(request, JobRequest) else self._request(request.get("spec", {}), request)
-            for request in requests
-        ]
+        asked = requests_of(requests)
         if any(request.idempotency_key for request in asked):
             raise InvalidInput("enqueue_many takes no idempotency_key.", hint="Use dedupe_key, or enqueue.")
         accepted = checked_all(asked, self.settings, self._now(connection))
-        self.quotas.admit(self.tenant, len(accepted), connection)
         with telemetry.enqueuing(", ".join(sorted({str(each.queue) for each in accepted})), len(accepted)):
-            return self._insert_many([self._new_job(request) for request in accepted], connection)
+            return self._insert_many(asked, accepted, connection, idempotency_key)
 
-    def _insert_many(self, new: list[NewJob], connection: Connection | None) -> list[UUID]:
+    def _insert_many(
+        self, asked: list[JobRequest], accepted: list[JobRequest], connection: Connection | None, key: str | None
+    ) -> list[UUID]:
+        first = new_id()
+        new = [self._new_job(request, UUID(int=first.int + number)) for number, request in enumerate(accepted)]
+        if key is not None:
+            text = "\n".join(["many", *(request.model_dump_json() for request in asked)])
+            return self._write(connection, lambda conn: self._insert_once(conn, new, connection, key, text))
+        self.quotas.admit(self.tenant, len(new), connection)
         step = len(new) or 1 if connection is not None else _INSERTED_AT_ONCE
         ids: list[UUID] = []
         for start in range(0, len(new), step):
             part = new[start : start + step]
             ids += self._write(connection, lambda conn, part=part: self._insert(conn, part, connection))  # type: ignore[misc]
         return ids
+
+    def _insert_once(
+        self, conn: Connection, new: Sequence[NewJob], connection: Connection | None, key: str, request: str
+    ) -> list[UUID]:
+        """What an earlier call with this key made has the ids that count up from its first one."""
+        before = self._remembered(conn, key, new[0].id, request) if new else None
+        if before is not None:
+            return [UUID(int=before.int + number) for number in range(len(new))]
+        self.quotas.admit(self.tenant, len(new), conn)
+        return self._insert(conn, new, connection)
 
     @staticmethod
     def _request(spec: Any, fields: dict[str, Any]) -> JobRequest:
@@ -197,10 +232,21 @@ class JobQ(Workflows, Syncs):
     def _enqueue_plain(self, asked: JobRequest) -> Job:
         """The usual job: one statement, unless its dedupe key is held."""
         new = self._new_job(asked.checked(self.settings, datetime.now(UTC)))  # the clock judges scheduled_at only
-        self.quotas.admit(self.tenant)
         wakes = is_to_announce(self.database.url)
+        if asked.idempotency_key is not None:
+            return self._write(None, lambda conn: self._enqueue_once(conn, asked, new, wakes))
+        self.quotas.admit(self.tenant)
         job = self._write(None, lambda conn: store.enqueue_one(conn, new, wakes=wakes), one_statement=True)
         return job or self._write(None, lambda conn: self._inserted(conn, new))
+
+    def _enqueue_once(self, conn: Connection, asked: JobRequest, new: NewJob, wakes: bool) -> Job:
+        """Two statements for what has a key: that of the key, and that of the job."""
+        request = asked.model_dump_json(exclude={"idempotency_key"})
+        before = self._remembered(conn, asked.idempotency_key, new.id, request)
+        if before is not None:
+            return store.get(conn, self.tenant, before)
+        self.quotas.admit(self.tenant, conn=conn)
+        return store.enqueue_one(conn, new, wakes=wakes) or self._inserted(conn, new)
 
     def _enqueue_one(self, conn: Connection, asked: JobRequest, job_id: UUID) -> Job:
         accepted = asked.checked(self.settings, database_now(conn))
@@ -328,23 +374,26 @@ class JobQ(Workflows, Syncs):
 
         Raises Unavailable ``wait_timeout`` after ``timeout`` seconds (None: wait for ever); the job goes on.
         """
-        ends = None if timeout is None else time.monotonic() + timeout
-        pause = 0.005
-        while True:
-            job = self.get(job_id)
-            if job.finished and job.duplicate_of is not None:
-                job_id = job.duplicate_of
-                continue
-            if job.finished:
-                return job
-            left = pause if ends is None else min(pause, ends - time.monotonic())
-            if left <= 0:
-                raise Unavailable(
-                    f"Job {job_id} has not ended within {timeout:g} s: it is {job.status}·{job.reason}.",
-                    code="wait_timeout", hint=f"jobq job why {job_id} says why.",
-                )  # fmt: skip
-            time.sleep(left)
-            pause = min(pause * 1.5, 0.5)
+        return wait_for_end(self.get, job_id, timeout)
+
+    def changes(
+        self,
+        *,
+        after: str | None = None,
+        statuses: frozenset[Status] = frozenset(),
+        kinds: frozenset[str] = frozenset(),
+        queues: frozenset[str] = frozenset(),
+        workflow_id: UUID | None = None,
+    ) -> Iterator[Change]:
+        """Jobs and workflows as they change, on and on, from now on or behind an earlier change's ``place``.
+
+        The newest state of each within a second; states in between may be skipped, or told again after ``after``.
+        Sets are alternatives; workflows are told unless ``statuses`` are asked for.
+        """
+        feed = Feed(self.database, self.tenant, after)
+        if after is None:
+            feed.look()  # from now on
+        return follow_changes(feed, Wanted(statuses, kinds, queues, workflow_id))
 
     # --- act -------------------------------------------------------------------------------------------------------
 
@@ -377,13 +426,18 @@ class JobQ(Workflows, Syncs):
         """Let a paused job go on; resuming what is not paused changes nothing."""
         return self._act(job_id, lambda conn: control.resume(conn, self.tenant, job_id, self.actor))
 
-    def retry(self, job_id: UUID) -> Job:
+    def retry(self, job_id: UUID, *, idempotency_key: str | None = None) -> Job:
         """Run an ended job again: a new MANUAL job with the same spec and ``retry_of``. Conflict while it is live.
 
-        Of a SYNC that ended FAILED·partial only those children are made again that failed, or never ran.
+        Of a SYNC that ended FAILED·partial only those children are made again that failed, or never ran. A repeated
+        ``idempotency_key`` returns the job that the first call made.
         """
         again = new_id()  # the same in every try
-        return self._write(None, lambda conn: self._retry(conn, job_id, again))
+        return self._write(None, lambda conn: self._retry_once(conn, job_id, again, idempotency_key))
+
+    def _retry_once(self, conn: Connection, job_id: UUID, again: UUID, key: str | None) -> Job:
+        before = self._remembered(conn, key, again, f"retry {self.tenant} {job_id}")
+        return self._retry(conn, job_id, again) if before is None else store.get(conn, self.tenant, before)
 
     def _retry(self, conn: Connection, job_id: UUID, again: UUID) -> Job:
         before = store.get(conn, self.tenant, job_id)
@@ -474,3 +528,6 @@ class JobQ(Workflows, Syncs):
             return database_now(connection)
         with self.database.read() as conn:
             return database_now(conn)
+
+
+JobQ.register(RemoteJobQ)  # it is one to isinstance, without its implementation

@@ -310,6 +310,17 @@ class Template:
         return self.request.model_copy(update=fields)
 
 
+def requests_of(requests: Iterable[JobRequest | dict[str, Any]]) -> list[JobRequest]:
+    """Each as a value. An error says which one it is about, as in ``checked_all``."""
+    found = []
+    for number, request in enumerate(requests):
+        try:
+            found.append(request if isinstance(request, JobRequest) else parse(JobRequest, request))
+        except JobQError as error:
+            raise located(error, f"Request {number}", f"/{number}") from None
+    return found
+
+
 def checked_all(requests: Iterable[JobRequest], settings: Settings, now: datetime) -> list[JobRequest]:
     """``checked`` for many: what requests have in common is judged once.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 from jobq.states import TERMINAL, Desired, Reason, Status, Trigger
@@ -189,6 +189,29 @@ class Job:
         return self.status in TERMINAL
 
 
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """What a listing of jobs is narrowed to. Sets are alternatives; ranges are half open: [from, until)."""
+
+    statuses: frozenset[Status] = frozenset()
+    reasons: frozenset[Reason] = frozenset()
+    kinds: frozenset[str] = frozenset()
+    queues: frozenset[str] = frozenset()
+    trigger: Trigger | None = None
+    workflow_id: UUID | None = None
+    parent_id: UUID | None = None
+    domain: str | None = None
+    domain_end: str | None = None
+    """``source`` or ``target``: which end of the domain mapping the jobs work for."""
+    name_contains: str | None = None
+    created_from: datetime | None = None
+    created_until: datetime | None = None
+    scheduled_from: datetime | None = None
+    scheduled_until: datetime | None = None
+    finished_from: datetime | None = None
+    finished_until: datetime | None = None
+
+
 class WorkflowStatus(StrEnum):
     """ACTIVE makes jobs at its slots; PAUSED drops them; TERMINATED (by hand or by failures) has none."""
 
@@ -345,6 +368,17 @@ class LogLine:
     at: datetime
     stream: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A job or a workflow as it is now that it changed. ``gap``: some changes were skipped, list anew what matters."""
+
+    what: Literal["job", "workflow", "gap"]
+    place: str
+    """From where ``JobQ.changes(after=…)`` goes on behind this."""
+    job: Job | None = None
+    workflow: Workflow | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from jobq.vault import Vault
 
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _MAX_SECRET = 64 * 1024
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,5 +283,7 @@ def _queue(name: str) -> str:
 
 
 def _positive(limit: int | None) -> None:
+    if limit is not None and limit > _MOST:
+        raise InvalidInput(f"A limit is at most {_MOST:,}; null is none.", pointer="/limit")
     if limit is not None and limit < 1:
         raise InvalidInput("A limit is at least 1.", hint="To stop everything, pause the queue.", pointer="/limit")

@@ -19,6 +19,7 @@ from jobq.store.database import Connection, Database
 COUNTED_EVERY = 5.0
 """Seconds for which quotas and counts are taken as they were found."""
 _MOST = 10_000
+_MARGIN = 0.1
 
 
 @dataclass(slots=True)
@@ -114,6 +115,11 @@ class Quotas:
         most = known.quota.schedules
         if most is not None and (there := store.count_schedules(conn, tenant)) >= most:
             raise _over(tenant, known, f"has {there} workflows with a schedule, of {most} at most")
+
+    def knows(self, tenant: str) -> bool:
+        """Can it be told of this tenant without a look at the database?"""
+        known = self._known.get(tenant)
+        return known is not None and known.until > time.monotonic() + _MARGIN
 
     def take(self, tenant: str) -> Taken | None:
         """Count one request at the API's door; None: the tenant has no rate. Each process has a bucket of its own."""

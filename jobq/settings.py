@@ -155,6 +155,13 @@ class Settings(BaseSettings):
     )
 
     database_url: str = Field(default_factory=lambda: f"sqlite:///{data_folder() / 'jobq.db'}")
+    """Or the address of an HTTP API (``https://…``), for Python and the command line: see ``jobq.remote``."""
+    api_key: SecretStr = SecretStr("")
+    """For an HTTP API."""
+    api_timeout: Duration = timedelta(seconds=60)
+    """How long an HTTP API may take to answer."""
+    ca_bundle: str = ""
+    """A PEM file with the certificates that an HTTP API's own is signed by; empty: those that are commonly trusted."""
     broker_url: str = EMBEDDED
     docker_host: str = Field(default_factory=lambda: os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
     secret_key: SecretStr = SecretStr("")
@@ -251,8 +258,9 @@ class Settings(BaseSettings):
         values = self.model_dump(mode="json")
         for name in ("database_url", "broker_url", "docker_host"):
             values[name] = mask_url(values[name])
-        if self.secret_key.get_secret_value():
-            values["secret_key"] = "***"  # noqa: S105 - what is shown in its place
+        for name in ("secret_key", "api_key"):
+            if getattr(self, name).get_secret_value():
+                values[name] = "***"
         return values
 
 
@@ -263,6 +271,11 @@ def _bad_setting(message: str, hint: str | None = None) -> Misconfigured:
 def _lowered(message: str) -> str:
     text = message.removeprefix("Value error, ").rstrip(".")
     return text[:1].lower() + text[1:]
+
+
+def is_http(url: str) -> bool:
+    """Is this the address of an HTTP API, not of a database?"""
+    return url.partition("://")[0].lower() in {"http", "https"}
 
 
 def mask_url(url: str) -> str:

@@ -13,7 +13,7 @@ from uuid import UUID
 from jobq import telemetry
 from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import Definition, Particulars
-from jobq.errors import InvalidInput, NotFound
+from jobq.errors import InvalidInput, JobQError, NotFound
 from jobq.models import Job, Page, Workflow, WorkflowStatus
 from jobq.schedule import parse_instant, preview
 from jobq.states import Trigger
@@ -23,7 +23,7 @@ from jobq.store.connectors import check_references
 from jobq.store.jobs import NewJob, new_id
 from jobq.store.wakeup import announce
 from jobq.store.workers import database_now
-from jobq.validation import check_json, parse
+from jobq.validation import check_json, located, parse
 
 if TYPE_CHECKING:
     from jobq.quotas import Quotas
@@ -144,8 +144,14 @@ class Workflows:
         asked = list(definitions)
         if nameless := [number for number, definition in enumerate(asked) if definition.name is None]:
             raise InvalidInput("apply needs a name for each workflow.", pointer=f"/{nameless[0]}/name")
-        checked = [definition.checked(self.settings) for definition in asked]
+        checked = [self._checked(number, definition) for number, definition in enumerate(asked)]
         return self._write(None, lambda conn: [self._apply_one(conn, stored_fields(one)) for one in checked])
+
+    def _checked(self, number: int, definition: Definition) -> Definition:
+        try:
+            return definition.checked(self.settings)
+        except JobQError as error:
+            raise located(error, f"Workflow {number}", f"/{number}") from None
 
     def _apply_one(self, conn: Connection, fields: dict[str, Any]) -> Applied:
         self._check_references(conn, fields)
@@ -164,15 +170,20 @@ class Workflows:
             return workflows.get(conn, self.tenant, workflow)
 
     def list_workflows(
-        self, *, status: WorkflowStatus | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        status: WorkflowStatus | None = None,
+        name: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> Page[Workflow]:
-        """The oldest first. ``limit``: 1 to 200."""
+        """The oldest first; ``name``: only the one that is called so. ``limit``: 1 to 200."""
         if not 1 <= limit <= 200:
             raise InvalidInput("limit is between 1 and 200.", pointer="/limit")
-        filters = fingerprint(listing="workflows", tenant=self.tenant, status=status)
+        filters = fingerprint(listing="workflows", tenant=self.tenant, status=status, name=name)
         after = read_cursor(self._cursor_key, filters, cursor)
         with self.database.read() as conn:
-            found = workflows.list_page(conn, self.tenant, after=after, limit=limit + 1, status=status)
+            found = workflows.list_page(conn, self.tenant, after=after, limit=limit + 1, status=status, name=name)
         page = found[:limit]
         return Page(page, make_cursor(self._cursor_key, filters, page[-1].id) if len(found) > limit else None)
 

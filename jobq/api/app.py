@@ -14,9 +14,10 @@ from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobq import metrics, telemetry
-from jobq.api import audit, health, hooks, jobs, logs, operations, problems, workflows
+from jobq.api import audit, events, health, hooks, jobs, links, logs, operations, problems, workflows
 from jobq.api import metrics as scraped
 from jobq.api.access import Access
+from jobq.api.events import Broadcast
 from jobq.api.streams import Watching
 from jobq.client import JobQ
 from jobq.connections import Connector
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "/v1"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.Problem]
+_MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.ProblemDetails]
 _MODELS += [*operations.BODIES, *hooks.BODIES]
 
 
@@ -42,6 +43,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         app.state.watching = Watching(Tail(door.database))
+        app.state.broadcast = Broadcast(door.database)
         yield
         if own:
             door.close()
@@ -50,12 +52,15 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
         title="jobq", version=version("jobq"), summary="Durable jobs: enqueue, schedule, watch.",
         description="Every error is a problem document (RFC 9457) with a stable code.", openapi_url="/v1/openapi.json",
         docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # clients that are generated call them so
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )  # fmt: skip
     app.state.jobq, app.state.access = door, Access(settings, door.database)
     app.state.metrics = Metrics(door.database)
     problems.install(app)
-    for router in (jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router):
+    for router in (
+        jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router, events.router,
+    ):  # fmt: skip
         app.include_router(router, prefix=_PREFIX, responses=problems.documented(401))
     app.include_router(health.router)
     app.include_router(scraped.router)
@@ -74,6 +79,7 @@ def _openapi(app: FastAPI, document: dict[str, Any]) -> dict[str, Any]:
         components["schemas"] = {**found["$defs"], **components.get("schemas", {})}
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
         document["security"] = [{"key": []}, {}]
+        links.draw(document)
         app.openapi_schema = document
     return document
 

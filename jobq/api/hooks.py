@@ -73,10 +73,10 @@ def list_hooks(jobq: Admin, workflow_id: UUID) -> Listing[StoredHook]:
     return whole(jobq.hooks.list(workflow_id))  # type: ignore[no-any-return]
 
 
-@router.delete("/workflows/{workflow_id}/hooks/{hook_id}", status_code=204, responses=documented(403, 404, 503))
-def revoke_hook(jobq: Admin, workflow_id: UUID, hook_id: UUID) -> None:
+@router.delete("/workflows/{workflow_id}/hooks/{hook_id}", responses=documented(403, 404, 503))
+def revoke_hook(jobq: Admin, workflow_id: UUID, hook_id: UUID) -> StoredHook:
     """What is sent to it from now on is answered as if it had never been."""
-    jobq.hooks.revoke(workflow_id, hook_id)
+    return jobq.hooks.revoke(workflow_id, hook_id)
 
 
 @router.post(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from jobq.api.access import Reader, Runner
-from jobq.api.bodies import IdempotencyKey, body, described
+from jobq.api.bodies import IdempotencyKey, body, described, described_many, many
 from jobq.api.listings import Cursor, Limit, Listing, listing, whole
 from jobq.api.problems import documented
 from jobq.definition import JobRequest
@@ -35,6 +35,8 @@ LATER = {
     "kind": "HEARTBEAT", "spec": {"endpoint": "https://example.org/"}, "scheduled_at": "2027-01-01T08:00:00Z",
     "dedupe_key": "new-year",
 }  # fmt: skip
+MOST_AT_ONCE = 5000
+_BATCH_BYTES = 16 * 1024 * 1024
 _EXPORTS = Query(ge=1, le=200, description="Of a SYNC: how many export details.")
 
 
@@ -42,6 +44,12 @@ class Why(BaseModel):
     """One or two sentences: why the job is where it is."""
 
     why: str
+
+
+class Made(BaseModel):
+    """The ids of new jobs."""
+
+    ids: list[UUID]
 
 
 class Wanted(BaseModel):
@@ -102,6 +110,19 @@ def enqueue(
     job = jobq.submit(request)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
+
+
+@router.post(
+    "/jobs/batch", status_code=201, responses=documented(400, 403, 404, 409, 413, 415, 422, 429, 503),
+    openapi_extra=described_many(JobRequest, MOST_AT_ONCE, two=[HEARTBEAT, CONTAINER]),
+)  # fmt: skip
+def enqueue_batch(
+    jobq: Runner,
+    requests: Annotated[list[Any], Depends(many("jobs", MOST_AT_ONCE, _BATCH_BYTES))],
+    idempotency_key: IdempotencyKey = None,
+) -> Made:
+    """Enqueue up to 5,000 jobs (16 MiB): all of them, or none. The ids are in the order of the requests."""
+    return Made(ids=jobq.enqueue_many(requests, idempotency_key=idempotency_key))
 
 
 @router.get("/jobs", responses=documented(400, 422, 503))
@@ -170,7 +191,7 @@ def list_exports(jobq: Reader, job_id: UUID, limit: Limit = 50, cursor: Cursor =
 
 @router.get("/jobs/{job_id}/problems", responses=documented(404, 422, 503))
 def list_problems(
-    jobq: Reader, job_id: UUID, limit: Limit = 50, behind: Annotated[int, Query(ge=0)] = 0
+    jobq: Reader, job_id: UUID, limit: Limit = 50, behind: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0
 ) -> Listing[Problem]:
     """Entities of a SYNC that failed before they had children, behind the one with that number."""
     return whole(jobq.problems(job_id, behind=behind, limit=limit))  # type: ignore[no-any-return]
@@ -195,10 +216,13 @@ def get_artifact(jobq: Reader, job_id: UUID, name: str) -> Response:
 # --- act -------------------------------------------------------------------------------------------------------------
 
 
-@router.post("/jobs/{job_id}/cancel", responses=documented(404, 409, 503))
-def cancel(jobq: Runner, job_id: UUID) -> Job:
+@router.post("/jobs/{job_id}/cancel", responses=documented(404, 409, 422, 503))
+def cancel(
+    jobq: Runner, job_id: UUID,
+    force: Annotated[bool, Query(description="End it now, though its worker may go on for seconds.")] = False,
+) -> Job:  # fmt: skip
     """At once while the job waits; within seconds while it runs."""
-    return jobq.cancel(job_id)
+    return jobq.cancel(job_id, force=force)
 
 
 @router.post("/jobs/{job_id}/pause", responses=documented(404, 409, 503))
@@ -213,9 +237,9 @@ def resume(jobq: Runner, job_id: UUID) -> Job:
     return jobq.resume(job_id)
 
 
-@router.post("/jobs/{job_id}/retry", status_code=201, responses=documented(404, 409, 503))
-def retry(jobq: Runner, job_id: UUID, response: Response) -> Job:
+@router.post("/jobs/{job_id}/retry", status_code=201, responses=documented(404, 409, 422, 503))
+def retry(jobq: Runner, job_id: UUID, response: Response, idempotency_key: IdempotencyKey = None) -> Job:
     """Run an ended job again: a new job with ``retry_of``; of a SYNC only what failed."""
-    job = jobq.retry(job_id)
+    job = jobq.retry(job_id, idempotency_key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job

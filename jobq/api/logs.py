@@ -19,9 +19,9 @@ from jobq.models import LogLine
 
 router = APIRouter(tags=["logs"])
 
-After = Annotated[int, Query(ge=0, description="Lines behind this one.")]
+After = Annotated[int, Query(ge=0, le=2**62, description="Lines behind this one.")]
 Stream = Annotated[Literal["stdout", "stderr", "system"] | None, Query(description="Of one stream only.")]
-_UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class LogPage(BaseModel):
@@ -89,4 +89,4 @@ async def stream_logs(
     await asyncio.to_thread(jobq.get, job_id)
     position = int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else after
     events = log_events(request.app.state.watching, jobq, job_id, position, stream)
-    return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED)
+    return StreamingResponse(events, media_type="text/event-stream", headers=UNBUFFERED)

@@ -10,18 +10,20 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict
 
 from jobq.api.access import Admin, Asking, Operator, OperatorReader, Reader
-from jobq.api.bodies import body, described
+from jobq.api.bodies import body, described, described_many, many, models
 from jobq.api.listings import Listing, whole
 from jobq.api.problems import documented
 from jobq.connections import Connector, StoredConnector
 from jobq.errors import Forbidden
 from jobq.keys import Scope
-from jobq.operations import Queue, Tenant, WorkerInfo
+from jobq.operations import AppliedConnector, Queue, Tenant, WorkerInfo
 from jobq.store.keys import StoredKey
 from jobq.syncs import SyncState
+from jobq.validation import MAX_BYTES
 
 router = APIRouter()
 _WRONG = documented(400, 403, 413, 415, 422, 503)
+_CRM = {"name": "crm", "type": "http", "config": {"url": "https://crm.example"}}
 
 
 class _Body(BaseModel):
@@ -76,6 +78,18 @@ class KeyRequest(_Body):
     """For all tenants; only an operator can make one."""
 
 
+class Retention(_Body):
+    """How long finished jobs are kept: seconds or ISO 8601; null: as the installation says."""
+
+    older_than: float | str | None = None
+
+
+class Pruned(BaseModel):
+    """How many jobs were deleted."""
+
+    deleted: int
+
+
 class KeyMade(BaseModel):
     """The only moment at which the key can be read."""
 
@@ -122,7 +136,7 @@ def list_tenants(jobq: OperatorReader) -> Listing[Tenant]:
 
 
 @router.patch(
-    "/tenants/{name}", status_code=204, tags=["operations"], responses=_WRONG,
+    "/tenants/{name:path}", status_code=204, tags=["operations"], responses=_WRONG,
     openapi_extra=described(
         TenantChange, share={"weight": 2.0, "limit": 500}, quota={"quota": {"waiting": 10_000, "rate": 50, "burst": 200}}
     ),
@@ -183,11 +197,22 @@ def list_connectors(jobq: Reader) -> Listing[StoredConnector]:
 
 @router.post(
     "/connectors", tags=["connectors"], responses=_WRONG,
-    openapi_extra=described(Connector, service={"name": "crm", "type": "http", "config": {"url": "https://crm.example"}}),
+    openapi_extra=described(Connector, service=_CRM),
 )  # fmt: skip
 def put_connector(jobq: Admin, asked: Annotated[Connector, Depends(body(Connector))]) -> StoredConnector:
     """Store one, new or in place of the one of that name."""
     return jobq.connectors.apply([asked])[0].connector
+
+
+@router.post(
+    "/connectors/apply", tags=["connectors"], responses=_WRONG,
+    openapi_extra=described_many(Connector, 1000, crm=[_CRM]),
+)  # fmt: skip
+def apply_connectors(
+    jobq: Admin, asked: Annotated[list[Any], Depends(many("connectors", 1000, MAX_BYTES))]
+) -> Listing[AppliedConnector]:
+    """Bring connectors to what is said, by name, all or none."""
+    return whole(jobq.connectors.apply(models(Connector, asked, "Connector")))  # type: ignore[no-any-return]
 
 
 @router.get("/connectors/{name}", tags=["connectors"], responses=documented(404, 503))
@@ -208,7 +233,13 @@ def list_sync_states(jobq: Reader) -> Listing[SyncState]:
     return whole(jobq.sync_states.list())  # type: ignore[no-any-return]
 
 
-@router.delete("/sync-states/{domain}", status_code=204, tags=["connectors"], responses=documented(404, 503))
+@router.get("/sync-states/{domain:path}", tags=["connectors"], responses=documented(404, 503))
+def get_sync_state(jobq: Reader, domain: str) -> SyncState:
+    """How far one of them was read."""
+    return jobq.sync_states.get(domain)
+
+
+@router.delete("/sync-states/{domain:path}", status_code=204, tags=["connectors"], responses=documented(404, 503))
 def reset_sync_state(jobq: Admin, domain: str) -> None:
     """The next incremental Sync of the domain reads everything."""
     jobq.sync_states.reset(domain)
@@ -217,10 +248,15 @@ def reset_sync_state(jobq: Admin, domain: str) -> None:
 # --- keys --------------------------------------------------------------------------------------------------------------
 
 
-@router.get("/keys", tags=["keys"], responses=documented(503))
-def list_keys(jobq: Admin) -> Listing[StoredKey]:
+@router.get("/keys", tags=["keys"], responses=documented(403, 422, 503))
+def list_keys(
+    jobq: Admin, who: Asking,
+    everything: Annotated[bool, Query(alias="all", description="Of all tenants, and operators'.")] = False,
+) -> Listing[StoredKey]:  # fmt: skip
     """The tenant's API keys, the newest first; never the keys themselves."""
-    return whole(jobq.keys.list())  # type: ignore[no-any-return]
+    if everything and not who.operator:
+        raise Forbidden("This concerns all tenants: an operator's key is needed.", code="scope")
+    return whole(jobq.keys.list(everything=everything))  # type: ignore[no-any-return]
 
 
 @router.post(
@@ -235,10 +271,21 @@ def create_key(jobq: Admin, who: Asking, asked: Annotated[KeyRequest, Depends(bo
     return KeyMade(key=made.key, stored=made.stored)
 
 
-@router.delete("/keys/{key_id}", status_code=204, tags=["keys"], responses=documented(404, 503))
-def revoke_key(jobq: Admin, who: Asking, key_id: UUID) -> None:
+@router.delete("/keys/{key_id}", tags=["keys"], responses=documented(404, 503))
+def revoke_key(jobq: Admin, who: Asking, key_id: UUID) -> StoredKey:
     """Requests with it are refused within 5 s."""
-    jobq.keys.revoke(key_id, any_tenant=who.operator)
+    return jobq.keys.revoke(key_id, any_tenant=who.operator)
 
 
-BODIES: list[Any] = [QueueLimit, TenantChange, SecretValue, KeyRequest]
+# --- retention ---------------------------------------------------------------------------------------------------------
+
+
+@router.post(
+    "/prune", tags=["operations"], responses=_WRONG, openapi_extra=described(Retention, month={"older_than": "P30D"})
+)  # fmt: skip
+def prune(jobq: Operator, asked: Annotated[Retention, Depends(body(Retention))]) -> Pruned:
+    """Delete finished jobs of all tenants that are older than this; the scheduler does so by itself, too."""
+    return Pruned(deleted=jobq.prune(asked.older_than))
+
+
+BODIES: list[Any] = [QueueLimit, TenantChange, SecretValue, KeyRequest, Retention]

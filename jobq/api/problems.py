@@ -24,7 +24,7 @@ _OF_STATUS = {
 }  # fmt: skip
 
 
-class Problem(BaseModel):
+class ProblemDetails(BaseModel):
     """What went wrong, for people (title, detail, hint) and for programs (status, code, pointer)."""
 
     type: str = "about:blank"
@@ -42,7 +42,7 @@ class Problem(BaseModel):
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problems that a route answers with, for its OpenAPI document."""
-    media: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    media: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: media}} for status in statuses
     }  # fmt: skip
@@ -105,7 +105,7 @@ async def _on_defect(request: Request, error: Exception) -> JSONResponse:
 def _answer(
     request: Request, status: int, detail: str, code: str, *, headers: dict[str, str] | None = None, **more: Any
 ) -> JSONResponse:
-    problem = Problem(
+    problem = ProblemDetails(
         title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, request_id=request_id(request), **more
     )
     document = problem.model_dump(mode="json", exclude_none=True)
@@ -124,4 +124,4 @@ def request_id(request: Request) -> str | None:
     return found
 
 
-__all__ = ["Forbidden", "Problem", "documented", "install", "request_id", "shown_path", "status_of"]
+__all__ = ["Forbidden", "ProblemDetails", "documented", "install", "request_id", "shown_path", "status_of"]

@@ -80,7 +80,9 @@ class _Ending(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
-        await self.config.app.state.watching.stop()  # type: ignore[union-attr]  # it is the app that we gave
+        state = self.config.app.state  # type: ignore[union-attr]  # it is the app that we gave
+        await state.watching.stop()
+        await state.broadcast.stop()
         await super().shutdown(sockets)
 
 

@@ -9,14 +9,15 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Response
 
 from jobq.api.access import Admin, Reader, Runner
-from jobq.api.bodies import Document, IdempotencyKey, body, described
+from jobq.api.bodies import Document, IdempotencyKey, body, described, described_many, many, models
 from jobq.api.jobs import Filters
 from jobq.api.listings import Cursor, Limit, Listing, listing, whole
 from jobq.api.problems import documented
 from jobq.definition import Definition, Particulars
 from jobq.errors import InvalidInput
 from jobq.models import Job, Workflow, WorkflowStatus
-from jobq.validation import parse
+from jobq.validation import MAX_BYTES, parse
+from jobq.workflows import Applied
 
 router = APIRouter(tags=["workflows"])
 
@@ -28,6 +29,8 @@ NIGHTLY = {
     "name": "nightly", "kind": "CONTAINER", "spec": {"image": "alpine", "command": ["true"]}, "cron": "30 2 * * *",
     "timezone": "Europe/Berlin", "timeout": "PT10M",
 }  # fmt: skip
+
+_MOST_APPLIED = 1000
 
 
 @router.post(
@@ -46,12 +49,28 @@ def create_workflow(
     return made
 
 
+@router.post(
+    "/workflows/apply", responses=documented(400, 403, 409, 413, 415, 422, 503),
+    openapi_extra=described_many(Definition, _MOST_APPLIED, both=[EVERY_MINUTE, NIGHTLY]),
+)  # fmt: skip
+def apply(
+    jobq: Admin, asked: Annotated[list[Any], Depends(many("workflows", _MOST_APPLIED, MAX_BYTES))]
+) -> Listing[Applied]:
+    """Bring workflows to what the definitions say, by name, all or none; applying twice changes nothing."""
+    return whole(jobq.apply(models(Definition, asked, "Workflow")))  # type: ignore[no-any-return]
+
+
 @router.get("/workflows", responses=documented(400, 422, 503))
 def list_workflows(
-    jobq: Reader, status: WorkflowStatus | None = None, limit: Limit = 50, cursor: Cursor = None
+    jobq: Reader,
+    *,
+    status: WorkflowStatus | None = None,
+    name: Annotated[str | None, Query(max_length=200, description="The one that is called so.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Listing[Workflow]:
     """The oldest first."""
-    return listing(jobq.list_workflows(status=status, limit=limit, cursor=cursor))  # type: ignore[no-any-return]
+    return listing(jobq.list_workflows(status=status, name=name, limit=limit, cursor=cursor))  # type: ignore[no-any-return]
 
 
 @router.get("/workflows/{workflow_id}", responses=documented(404, 503))

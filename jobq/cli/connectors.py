@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from jobq.cli.options import AsJson, read_yaml
 from jobq.cli.output import ago, note, plain, said, say, write_fields, write_json, write_listing, write_table
-from jobq.cli.session import connected
+from jobq.cli.session import connected, judging
 from jobq.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Store connectors for Syncs: type, settings, names of secrets.")
@@ -28,7 +28,7 @@ def apply(
     from jobq.manifest import load_manifest
 
     with connected(context) as jobq:
-        manifest = load_manifest(read_yaml(file), jobq.settings)
+        manifest = load_manifest(read_yaml(file), judging(jobq))
         if not manifest.connectors:
             raise InvalidInput("The file holds no connector.", hint="A connector is a document with 'kind: Connector'.")
         done = jobq.connectors.apply(manifest.connectors)

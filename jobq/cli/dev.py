@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from jobq.cli import demo as demonstration
 from jobq.cli import live
 from jobq.cli.output import console, plain, write
+from jobq.cli.served import served
 from jobq.client import JobQ
 from jobq.embedded import Embedded
 from jobq.errors import JobQError, Misconfigured, Unavailable
@@ -40,11 +41,11 @@ _GRACE = timedelta(seconds=2)
 _LOG_BYTES = 5 * 1024 * 1024
 
 
-def dev(settings: Settings, *, demo: bool = False, plain: bool = False) -> int:
+def dev(settings: Settings, *, demo: bool = False, plain: bool = False, port: int = 0) -> int:
     """Run until Ctrl-C or SIGTERM; returns the exit code. Raises JobQError if it cannot start.
 
     ``demo``: on a database of its own, with pages to probe and an application that enqueues jobs. ``plain``: lines
-    instead of tables, as where stdout is no terminal.
+    instead of tables, as where stdout is no terminal. ``port``: of the HTTP API; 0: any.
     """
     with ExitStack() as stack:
         stopping = stack.enter_context(_told_to_stop())
@@ -57,9 +58,9 @@ def dev(settings: Settings, *, demo: bool = False, plain: bool = False) -> int:
             embedded = Embedded(settings)
             watch = live.Watch(jobq.database)
             watch.look()
-            with embedded:
+            with embedded, served(jobq, port) as api:
                 parts = stack.enter_context(_Demo(jobq, screen, place.files)) if demo else None
-                header = _header(settings, place, embedded.queues, parts)
+                header = _header(settings, place, embedded.queues, api, parts)
                 screen.say(header)
                 _watch(watch, screen, stopping, below=header.count("\n") + 1)
                 if parts is not None:
@@ -215,12 +216,13 @@ def _looked(look: Callable[[], Any], otherwise: Any) -> Any:
         return otherwise
 
 
-def _header(settings: Settings, place: _Place, queues: dict[str, int], parts: _Demo | None) -> str:
+def _header(settings: Settings, place: _Place, queues: dict[str, int], api: str, parts: _Demo | None) -> str:
     """What runs where, and what to try next."""
     what = "the demo" if parts else "scheduler and worker"
     facts = [
         ("database", mask_url(settings.database_url) + ("  (new at each start)" if parts else "")),
         ("broker", "in this process" if settings.broker_url == EMBEDDED else mask_url(settings.broker_url)),
+        ("api", api),
         ("queues", "  ".join(f"{queue}:{slots}" for queue, slots in sorted(queues.items()))),
         ("log", str(place.log)),
     ]

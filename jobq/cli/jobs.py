@@ -88,12 +88,19 @@ def _end(text: str | None) -> str | None:
 def list_jobs(
     context: typer.Context,
     filters: Filters,
+    *,
     limit: Limit = 50,
     cursor: Cursor = None,
+    watch: Annotated[
+        bool, Option("--watch", "-w", help="Instead, a line for each job as it changes, on and on.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The newest jobs first."""
     with connected(context) as jobq:
+        if watch:
+            _watch(jobq, filters.asked(jobq), as_json=as_json)
+            return
         page = jobq.list(limit=limit, cursor=cursor, **filters.asked(jobq))
     if as_json:
         write_listing(page.items, page.next_cursor)
@@ -101,6 +108,22 @@ def list_jobs(
     head = ("ID", "STATUS", "KIND", "NAME", "CREATED", "TOOK")
     write_table(head, map(_row, page.items), empty="No job matches.", cut="NAME", drop=("TOOK", "KIND"))
     _tell_more(page)
+
+
+def _watch(jobq: JobQ, asked: dict[str, Any], *, as_json: bool) -> None:
+    known = ("statuses", "kinds", "queues", "workflow_id")
+    if others := [name for name, value in asked.items() if value and name not in known]:
+        raise InvalidInput(f"--watch goes with --status, --kind, --queue and --workflow, not with {others[0]!r}.")
+    for change in jobq.changes(**{name: value for name, value in asked.items() if value}):
+        if change.what == "gap":
+            note("Some changes were skipped.")
+        if change.job is None:
+            continue
+        if as_json:
+            write_json(change.job, indent=None)
+        else:
+            told = change.job.message or ""
+            write(f"{change.job.id} {change.job.status}·{change.job.reason} {plain(change.job.name)} {plain(told)}\n")
 
 
 def _row(job: Job) -> tuple[object, ...]:

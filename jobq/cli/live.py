@@ -15,10 +15,9 @@ from uuid import UUID
 
 from jobq.cli.output import duration, plain, state
 from jobq.errors import NotFound
-from jobq.models import FanOut, Job, Workflow, WorkflowStatus
+from jobq.models import FanOut, Job, JobFilter, Workflow, WorkflowStatus
 from jobq.states import Reason, Status
 from jobq.store import exports, jobs, workflows
-from jobq.store.jobs import JobFilter
 from jobq.store.workers import database_now
 
 if TYPE_CHECKING:

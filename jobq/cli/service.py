@@ -108,10 +108,11 @@ def dev(
     context: typer.Context,
     demo: Annotated[bool, Option("--demo", help="With workflows that show what jobq does.")] = False,
     plain: Annotated[bool, Option("--plain", help="One line an event, for logs and scripts.")] = False,
+    port: Annotated[int, Option(min=0, max=65535, help="Of the HTTP API, on loopback; 0: any that is free.")] = 8321,
 ) -> None:
-    """Everything in one process, on embedded parts."""
+    """Everything in one process, on embedded parts: scheduler, worker and the HTTP API."""
     run = load("jobq.cli.dev").dev
-    raise typer.Exit(run(session(context).settings, demo=demo, plain=plain))
+    raise typer.Exit(run(session(context).settings, demo=demo, plain=plain, port=port))
 
 
 def _prepare(

@@ -51,6 +51,13 @@ def connected(context: typer.Context) -> Iterator[JobQ]:
         yield jobq
 
 
+def judging(jobq: JobQ) -> Settings | None:
+    """What files are judged by as they are read; None: an API does so, by settings of its own."""
+    from jobq.settings import is_http
+
+    return None if is_http(jobq.settings.database_url) else jobq.settings
+
+
 def _actor() -> str:
     """Who acts, for the record of interventions."""
     try:

@@ -25,7 +25,7 @@ from jobq.cli.output import (
     write_listing,
     write_table,
 )
-from jobq.cli.session import connected, parse_key
+from jobq.cli.session import connected, judging, parse_key
 from jobq.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def apply(
     from jobq.manifest import load_manifest
 
     with connected(context) as jobq:
-        manifest = load_manifest(read_yaml(file), jobq.settings)
+        manifest = load_manifest(read_yaml(file), judging(jobq))
         stored = jobq.connectors.apply(manifest.connectors) if manifest.connectors else []
         done = jobq.apply(manifest.workflows)
     if as_json:

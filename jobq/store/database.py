@@ -30,6 +30,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from jobq import metrics
 from jobq.errors import Misconfigured, Unavailable
+from jobq.settings import is_http
 from jobq.store import commits, patience
 
 Result = TypeVar("Result")
@@ -418,6 +419,11 @@ def _sqlstate(error: DBAPIError) -> str | None:
 
 
 def _parse(url: str) -> URL:
+    if is_http(url):
+        raise Misconfigured(
+            "This needs the database itself; JOBQ_DATABASE_URL is the address of an HTTP API.", code="needs_database",
+            hint="Write postgresql://user@host/name or sqlite:////absolute/path.db",
+        )  # fmt: skip
     try:
         parsed = make_url(url)
         if parsed.drivername in {"postgres", "postgresql"}:

@@ -16,7 +16,7 @@ from sqlalchemy.sql import ColumnElement
 
 from jobq import metrics, telemetry
 from jobq.errors import Conflict, NotFound
-from jobq.models import Attempt, Job, Step
+from jobq.models import Attempt, Job, JobFilter, Step
 from jobq.states import Desired, Reason, Status, Trigger
 from jobq.store.after import lock_upstreams, wait_for
 from jobq.store.commits import after_commit
@@ -293,6 +293,11 @@ def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, jo
 _SHOWN = [jobs.c[name] for name in _SHOWN_NAMES]
 
 
+def shown() -> list[Any]:
+    """The columns that ``as_job`` reads."""
+    return _SHOWN
+
+
 def as_job(row: Row[Any]) -> Job:
     """A row of ``jobq_jobs`` as applications see it."""
     values = row._asdict()
@@ -313,29 +318,6 @@ def get(conn: Connection, tenant: str | None, job_id: UUID) -> Job:
 def get_data(conn: Connection, job_id: UUID) -> Row[Any]:
     """Spec, state, retry policy and checkpoint of a job that exists, and is no child: see ``fanin.child_spec``."""
     return conn.execute(sa.select(job_data).where(job_data.c.job_id == job_id)).one()
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """What a listing of jobs is narrowed to. Sets are alternatives; ranges are half open: [from, until)."""
-
-    statuses: frozenset[Status] = frozenset()
-    reasons: frozenset[Reason] = frozenset()
-    kinds: frozenset[str] = frozenset()
-    queues: frozenset[str] = frozenset()
-    trigger: Trigger | None = None
-    workflow_id: UUID | None = None
-    parent_id: UUID | None = None
-    domain: str | None = None
-    domain_end: str | None = None
-    """``source`` or ``target``: which end of the domain mapping the jobs work for."""
-    name_contains: str | None = None
-    created_from: datetime | None = None
-    created_until: datetime | None = None
-    scheduled_from: datetime | None = None
-    scheduled_until: datetime | None = None
-    finished_from: datetime | None = None
-    finished_until: datetime | None = None
 
 
 def list_page(conn: Connection, tenant: str | None, only: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:

@@ -103,6 +103,7 @@ jobs = Table(
         "jobq_jobs_live_of_entity", "tenant", "domain", "target", "entity_key",
         where="entity_key IS NOT NULL AND finished_at IS NULL",
     ),
+    _index("jobq_jobs_finished", "finished_at", where="finished_at IS NOT NULL"),
     sa.CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", name="jobq_jobs_finished"),
     sa.CheckConstraint("(next_send_at IS NOT NULL) = (status = 'QUEUED')", name="jobq_jobs_queued"),
     # Rows of the hot path change their indexed columns at each step: room on the page keeps the table dense.
@@ -222,6 +223,7 @@ workflows = Table(
     Column("updated_at", Instant, nullable=False),
     Column("message", sa.Text),
     _index("jobq_workflows_name", "tenant", "name", unique=True),
+    _index("jobq_workflows_changed", "updated_at"),
     _index("jobq_workflows_due", "next_fire_at", where="next_fire_at IS NOT NULL"),
     sa.CheckConstraint("next_fire_at IS NULL OR status = 'ACTIVE'", name="jobq_workflows_firing"),
 )

@@ -115,7 +115,13 @@ def get(conn: Connection, tenant: str | None, workflow: UUID | str, *, lock: boo
 
 
 def list_page(
-    conn: Connection, tenant: str | None, *, after: UUID | None, limit: int, status: WorkflowStatus | None = None
+    conn: Connection,
+    tenant: str | None,
+    *,
+    after: UUID | None,
+    limit: int,
+    status: WorkflowStatus | None = None,
+    name: str | None = None,
 ) -> list[Workflow]:
     """Workflows by id (oldest first), at most ``limit``, all behind ``after``."""
     query = sa.select(*_SHOWN).order_by(workflows.c.id).limit(limit)
@@ -125,6 +131,8 @@ def list_page(
         query = query.where(workflows.c.id > after)
     if status is not None:
         query = query.where(workflows.c.status == status.value)
+    if name is not None:
+        query = query.where(workflows.c.name == name)
     return [as_workflow(row) for row in conn.execute(query)]
 
 

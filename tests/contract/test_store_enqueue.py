@@ -7,9 +7,10 @@ import pytest
 import sqlalchemy as sa
 
 from jobq.errors import Conflict, NotFound
+from jobq.models import JobFilter
 from jobq.states import Desired, Status, Trigger
 from jobq.store import jobs
-from jobq.store.jobs import JobFilter, new_id
+from jobq.store.jobs import new_id
 from tests.stores import Store, ahead, failed, new_job
 
 

@@ -17,7 +17,7 @@ from termios import TIOCSWINSZ
 
 import pytest
 
-from jobq import JobQ, Reason
+from jobq import JobQ, Reason, Settings, Status
 from tests import services
 from tests.command import JOBQ, Command
 from tests.services import wait_until
@@ -141,6 +141,19 @@ def test_customers_of_the_demo_go_into_a_table_into_files_and_slowly_to_subscrib
         assert (refused.key, refused.target, refused.error_class) == ("C07", "subscribers", "InvalidPayload")
         assert jobq.fanout(first.id).targets["subscribers"].success == 17
         assert sum(child.requeues for child in jobq.children(first.id, limit=200).items) > 0, "none had to wait"
+
+
+def test_the_api_is_part_of_it(start: Callable[..., Dev], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/own.db"
+    dev = start("--port", "0", JOBQ_DATABASE_URL=url)
+    api = dev.wait_for(r"^  api         (http://127\.0\.0\.1:\d+)/v1$")[1]
+    with JobQ(api, settings=Settings()) as remote, JobQ(url) as jobq:
+        job = remote.enqueue({"endpoint": "http://169.254.0.1.invalid/"}, kind="HEARTBEAT", retry={"max_attempts": 1})
+        assert remote.wait(job.id, timeout=30).status is jobq.get(job.id).status is Status.FAILED
+
+    second = start("--port", api.rpartition(":")[2], JOBQ_DATABASE_URL=f"sqlite:///{tmp_path}/other.db")
+    second.wait_for(r"^  api         not served: port \d+ is taken \(--port names another one, 0 any\)$")
+    assert [dev.stop(signal.SIGINT), second.stop(signal.SIGTERM)] == [0, 0]
 
 
 def test_the_demo_starts_anew_each_time_and_is_alone(start: Callable[..., Dev]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from jobq import JobQ, Settings
+from jobq.api.server import Address, Server
 from jobq.manifest import load_file
 from jobq.settings import Policy, Quota
 from jobq.testing import running
@@ -21,6 +22,7 @@ DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
 )
+API = "http://127.0.0.1:8321"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,10 +50,17 @@ def installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Jo
 
 
 @pytest.mark.parametrize("document", having("python"))
-def test_python_in_documents_runs_from_top_to_bottom(document: str, installation: JobQ) -> None:
+def test_python_in_documents_runs_from_top_to_bottom(
+    document: str, installation: JobQ, request: pytest.FixtureRequest
+) -> None:
     names: dict[str, object] = {"__name__": "document"}
     text = (ROOT / document).read_text()
-    for code in blocks(document, "python"):
+    if API in "".join(blocks(document, "python")):
+        server = Server(installation.settings, Address(port=0), installation)
+        text = text.replace(API, server.address.url)
+        server.start()
+        request.addfinalizer(server.stop)
+    for code in (code for language, code in BLOCK.findall(text) if language == "python"):
         line = text[: text.index(code)].count("\n")
         exec(compile("\n" * line + code, document, "exec"), names)
     assert installation.list().items

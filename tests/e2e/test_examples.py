@@ -56,7 +56,7 @@ def test_customers_yaml_runs_as_its_first_lines_say(tmp_path: Path) -> None:
     folder.mkdir()
     text = (EXAMPLES / "customers.yaml").read_text()
     (tmp_path / "customers.yaml").write_text(
-        text.replace("8321", str(port)).replace("/tmp/jobq-customers", str(folder))
+        text.replace("8322", str(port)).replace("/tmp/jobq-customers", str(folder))
     )
     command = Command(
         tmp_path, JOBQ_SECRET_KEY="a key of your own, long enough", JOBQ_POLICY__PROBE_NETWORKS='["127.0.0.0/8"]',

@@ -12,14 +12,14 @@ from tests import services
 
 ROOT = Path(__file__).parents[2]
 POOLS = ["container", "heartbeat", "sync"]
-OURS = ["migrate", "scheduler", *POOLS]
+OURS = ["migrate", "scheduler", "api", *POOLS]
 
 
 def layout(**environment: str) -> dict[str, Any]:
     services.require("docker-compose")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JOBQ_", "COMPOSE_"))}
     done = subprocess.run(
-        [str(services.find("docker-compose")), "--file", ROOT / "docker-compose.yml", "config"],
+        [str(services.find("docker-compose")), "--file", ROOT / "docker-compose.yml", "--profile", "api", "config"],
         env={**inherited, **environment},
         cwd=ROOT,
         capture_output=True,
@@ -56,7 +56,7 @@ def test_the_schema_is_upgraded_once_before_anything_of_ours_starts(compose: dic
     assert migrate["command"] == ["db", "upgrade"]
     assert migrate["restart"] == "no"
     assert migrate["depends_on"]["postgres"]["condition"] == "service_healthy"
-    for name in ["scheduler", *POOLS]:
+    for name in ["scheduler", "api", *POOLS]:
         assert compose[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
 
@@ -70,7 +70,8 @@ def test_our_processes_have_no_privileges(compose: dict[str, Any], name: str) ->
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] is True
     assert "privileged" not in service
-    assert "ports" not in service
+    assert all("127.0.0.1" in str(port) for port in service.get("ports", []))
+    assert ("ports" in service) is (name == "api")
 
 
 def test_only_the_container_pool_holds_dockers_socket(compose: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ def test_the_group_of_dockers_socket_comes_from_the_environment() -> None:
     assert layout(JOBQ_DOCKER_GID="117")["container"]["group_add"] == ["117"]
 
 
-@pytest.mark.parametrize("name", ["postgres", "redis", "scheduler", *POOLS])
+@pytest.mark.parametrize("name", ["postgres", "redis", "scheduler", "api", *POOLS])
 def test_what_runs_for_ever_is_watched_and_started_again(compose: dict[str, Any], name: str) -> None:
     assert compose[name]["healthcheck"]["test"]
     assert compose[name]["restart"] == "unless-stopped"
@@ -95,6 +96,12 @@ def test_each_process_is_asked_whether_it_is_ready_itself(compose: dict[str, Any
         check = compose[name]["healthcheck"]
         assert check["test"] == ["CMD", "jobq", "doctor", "--ready", process]
         assert check["retries"] == 3
+
+
+def test_the_api_is_started_by_who_has_made_a_key_and_is_asked_whether_it_is_ready(compose: dict[str, Any]) -> None:
+    assert compose["api"]["profiles"] == ["api"]
+    assert compose["api"]["command"] == ["api", "--host", "0.0.0.0"]
+    assert "http://127.0.0.1:8321/readyz" in compose["api"]["healthcheck"]["test"][-1]
 
 
 @pytest.mark.parametrize("name", OURS)

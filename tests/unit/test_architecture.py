@@ -38,6 +38,13 @@ def test_an_application_that_enqueues_meets_neither_celery_nor_docker(tmp_path: 
     assert not loaded & {"celery", "kombu", "redis", "aiohttp", "alembic", "rich", "typer", "workers", "scheduler"}
 
 
+def test_a_client_over_http_needs_no_database() -> None:
+    code = "from jobq.remote.client import RemoteJobQ; RemoteJobQ('https://jobq.example')._wire.pool.client"
+    loaded = loaded_by(code)
+    assert "httpx2" in loaded
+    assert not loaded & {"sqlalchemy", "alembic", "celery", "aiohttp", "fastapi", "rich", "workers"}
+
+
 def test_the_public_names_are_these() -> None:
     assert sorted(jobq.__all__) == [
         "Attempt", "Conflict", "Container", "Context", "Cron", "Definition", "Every", "Forbidden", "Heartbeat",

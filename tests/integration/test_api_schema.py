@@ -1,0 +1,109 @@
+"""The OpenAPI document is what the API does: asked at random, it answers as documented, and never breaks."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from zlib import crc32
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.stateful import run_state_machine_as_test
+from schemathesis import checks
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.api import Api
+
+CHECKS = [
+    checks.not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
+    response_schema_conformance,
+]  # fmt: skip
+STREAMS = re.compile(r"/events$|/logs/stream$")  # they do not end
+
+
+def asked(examples: int, steps: int = 6) -> settings:
+    return settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True, database=None,
+        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def api(sqlite_url: str) -> Iterator[Api]:
+    with Api(sqlite_url) as api:
+        yield api
+
+
+@pytest.fixture
+def schema(api: Api) -> Any:
+    key = api.jobq.keys.create("schema", "admin", operator=True).key
+    found = schemathesis.openapi.from_asgi("/v1/openapi.json", api.app).exclude(path_regex=STREAMS.pattern)
+    found.config.update(headers={"Authorization": f"Bearer {key}"})
+
+    @found.hook
+    def map_body(context: Any, body: Any) -> Any:
+        """No chance finds a kind and its spec: half of what is random gives way to an example of the document."""
+        examples = (
+            context.operation.definition.raw.get("requestBody", {}).get("content", {}).get("application/json", {})
+        )
+        values = [example["value"] for example in examples.get("examples", {}).values()]
+        number = crc32(repr(body).encode())
+        return values[number % len(values)] if values and number % 2 else body
+
+    return found
+
+
+def ask_each(schema: Any, examples: int) -> int:
+    """So many requests to each operation, valid or not."""
+    count = 0
+    for operation in (result.ok() for result in schema.get_all_operations()):
+
+        @asked(examples)
+        @given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            case.call_and_validate(checks=CHECKS)
+
+        ask()
+        count += 1
+    return count
+
+
+def walk(schema: Any, examples: int, steps: int) -> None:
+    """So many walks along the links: what was made is looked at, changed and ended."""
+
+    class Walk(schema.as_state_machine()):  # type: ignore[misc]
+        def validate_response(self, response: Any, case: Any, **_: Any) -> None:
+            case.validate_response(response, checks=CHECKS)
+
+    run_state_machine_as_test(Walk, settings=asked(examples, steps))
+
+
+def test_every_operation_answers_as_documented(schema: Any) -> None:
+    assert ask_each(schema, 2) > 50
+
+
+def test_along_its_links_the_api_answers_as_documented(schema: Any, api: Api) -> None:
+    walk(schema, 6, 8)
+    assert api.jobq.list().items, "no walk came to anything"
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_the_api_answers_as_documented_whatever_it_is_asked(schema: Any) -> None:
+    ask_each(schema, 30)
+    walk(schema, 30, 12)
+
+
+def test_each_thing_that_is_made_is_linked_to_what_can_be_asked_about_it(api: Api) -> None:
+    document = api.app.openapi()
+    names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(names) == len(set(names))
+    made = document["paths"]["/v1/jobs"]["post"]["responses"]["201"]["links"]
+    assert {"get_job", "cancel", "retry", "get_logs", "get_why"} <= made.keys()
+    assert made["get_job"] == {"operationId": "get_job", "parameters": {"job_id": "$response.body#/id"}}
+    assert "get_workflow" in document["paths"]["/v1/workflows"]["post"]["responses"]["201"]["links"]
