@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobq.api import audit, health, hooks, jobs, logs, operations, problems, workflows
+from jobq.api import audit, health, hooks, jobs, logs, operations, problems, webhooks, workflows
 from jobq.api.access import Access
 from jobq.api.streams import Watching
 from jobq.client import JobQ
@@ -26,7 +26,7 @@ from jobq.tail import Tail
 log = logging.getLogger(__name__)
 
 _MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.Problem]
-_MODELS += [*operations.BODIES, *hooks.BODIES]
+_MODELS += [*operations.BODIES, *hooks.BODIES, *webhooks.BODIES]
 
 
 def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
@@ -49,7 +49,10 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.jobq, app.state.access = door, Access(settings, door.database)
     problems.install(app)
-    for router in (jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router):
+    routers = (
+        jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router, webhooks.router,
+    )  # fmt: skip
+    for router in routers:
         app.include_router(router, prefix="/v1", responses=problems.documented(401))
     app.include_router(health.router)
     app.add_middleware(Requests)

@@ -22,7 +22,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 def test_each_benchmark_runs_with_tiny_numbers(
     postgres_server: services.Postgres, redis_session: services.Redis
 ) -> None:
-    from bench import fanout, latency, lateness, schedules, throughput
+    from bench import fanout, latency, lateness, schedules, throughput, webhooks
 
     where = Servers(postgres_server, redis_session)
     rates = throughput.measure(where, jobs=500, peer_jobs=50, rounds=1)
@@ -34,6 +34,9 @@ def test_each_benchmark_runs_with_tiny_numbers(
     fanned = fanout.measure(where, children=200, peer_tasks=20, rounds=1, sizes=[100])
     assert fanned["inserted_per_s"]["median"] > 0
     assert fanned["replicated_per_s"]["median"] > 0
+    told = webhooks.measure(where, events=50, rounds=1, latencies=2)
+    assert told["deliveries_per_second"]["median"] > 0
+    assert told["from the end of a job to its delivery, ms"]["count"] == 2
 
 
 @pytest.mark.bench
