@@ -47,15 +47,16 @@ class Stack:
 
     def __init__(
         self, where: Servers, *, tree: Path = HERE, broker_db: int = 0, workers: int = 2, queues: str = "noop:500",
-        path: str = "",
+        path: str = "", environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """``path``: where else the processes find packages."""
+        """``path``: where else the processes find packages; ``environment``: more settings of theirs."""
         self.name = where.postgres.create()
         self.database_url = where.postgres.url(self.name)
         self.environment = {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(tree), path])),
             "JOBQ_DATABASE_URL": self.database_url,
             "JOBQ_BROKER_URL": f"redis://127.0.0.1:{where.redis.port}/{broker_db}",
+            **(environment or {}),
         }
         self.log = where.postgres.folder / f"{self.name}.log"
         self._where, self._workers, self._queues = where, workers, queues

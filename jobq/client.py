@@ -39,12 +39,14 @@ from jobq.store.fanin import child_spec
 from jobq.store.jobs import NewJob, new_id
 from jobq.store.prune import prune
 from jobq.store.wakeup import announce, is_to_announce, ring
+from jobq.store.webhook_events import named_endpoint
 from jobq.store.workers import database_now
 from jobq.syncs import Syncs
 from jobq.tail import Tail, follow_log
 from jobq.timeline import Event, timeline
 from jobq.validation import parse
 from jobq.waiting import wait_for_end
+from jobq.webhooks import Webhooks
 from jobq.workflows import APPLICATION, Workflows
 
 if TYPE_CHECKING:
@@ -144,6 +146,11 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
         """Make, list and revoke the inbound hooks of this tenant's workflows; receive what comes to any hook."""
         return Hooks(self.database, self.settings, self.tenant, self.actor, self.acting)
 
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        """Who is told what happens to this tenant's jobs."""
+        return Webhooks(self.database, self.settings, self.tenant, self.actor, self._cursor_key)
+
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
         if "database" in self.__dict__:
@@ -173,7 +180,7 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
             return job
 
     def _submitted(self, asked: JobRequest, connection: Connection | None) -> Job:
-        plain = not (asked.scheduled_at or asked.after)
+        plain = not (asked.scheduled_at or asked.after or asked.webhook)
         if connection is not None or not plain or asked.kind == SYNC:
             job_id = new_id()  # the same in every try
             return self._write(connection, lambda conn: self._enqueue_one(conn, asked, job_id))
@@ -282,6 +289,7 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
             stale_after=None if request.stale_after is None else request.stale_after.total_seconds(),
             state=request.state, retry=request.retry.stored(), dedupe_key=request.dedupe_key, after=request.after,
             started_by=self._maker,
+            webhook=None if request.webhook is None else request.webhook.stored(),
         )  # fmt: skip
 
     # --- look ----------------------------------------------------------------------------------------------------
@@ -456,7 +464,7 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
             generation=before.generation, retry_of=job_id, dedupe_key=before.dedupe_key, started_by=self._maker,
         )  # fmt: skip
         self.quotas.admit(self.tenant, conn=conn)
-        new.lane = self._lane_of(conn, before.workflow_id)
+        new.lane, new.webhook = self._lane_of(conn, before.workflow_id), named_endpoint(conn, job_id)
         control.add_event(conn, before.tenant, f"job:{job_id}", "retry", self.actor, detail={"new": str(new.id)})
         self._insert(conn, [new], None)
         return store.get(conn, self.tenant, new.id)

@@ -42,6 +42,7 @@ from jobq.schedule import (
 )
 from jobq.specs import Spec, printable
 from jobq.validation import check_json, located, parse
+from jobq.webhook_events import chosen, words
 
 if TYPE_CHECKING:
     from jobq.settings import Settings
@@ -249,6 +250,26 @@ def _ids(value: object) -> object:
     return tuple(dict.fromkeys(UUID(item) if isinstance(item, str) else item for item in several))
 
 
+class WebhookOf(BaseModel):
+    """The endpoint of a job's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    endpoint: Name
+    """Its name or its id."""
+    events: tuple[Annotated[str, Field(max_length=100)], ...] | None = None
+    """As those of an endpoint; None: the endpoint's own, or all if it has none."""
+
+    @field_validator("events", mode="before")
+    @classmethod
+    def _patterns(cls, events: Any) -> Any:
+        return tuple(events) if isinstance(events, list) else events
+
+    def stored(self) -> tuple[str, str | None]:
+        """As the store takes it. Raises InvalidInput ``unknown_event``."""
+        return self.endpoint, None if self.events is None else words(chosen(self.events, "/webhook/events"))
+
+
 class Particulars(BaseModel):
     """What differs between jobs that are enqueued together."""
 
@@ -264,6 +285,8 @@ class Particulars(BaseModel):
     """A JSON value that the job gets to see."""
     after: Annotated[tuple[UUID, ...], BeforeValidator(_ids), Field(max_length=100)] = ()
     """Jobs of the same tenant that must be COMPLETED first; if one of them is not, this one ends CANCELED."""
+    webhook: WebhookOf | None = None
+    """Tell this endpoint, and no other, what happens to the job."""
 
 
 class JobRequest(_Work, Particulars):
@@ -306,6 +329,7 @@ class Template:
             "idempotency_key": particulars.idempotency_key,
             "state": state,
             "after": particulars.after,
+            "webhook": particulars.webhook,
         }
         return self.request.model_copy(update=fields)
 

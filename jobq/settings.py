@@ -193,6 +193,10 @@ class Settings(BaseSettings):
     """How long finished jobs are kept."""
     audit_retention: Duration = timedelta(days=400)
     """How long it stays on record who did what, to jobs that are gone too."""
+    webhook_timeout: Duration = timedelta(seconds=15)
+    """For one request to a webhook's receiver, from the name's resolution to its answer."""
+    webhook_retention: Duration = timedelta(days=30)
+    """How long it is kept what was told to webhooks, unless the job goes before. What is still due stays."""
     log_level: str = "INFO"
     log_format: str = "auto"
     """Of the log of schedulers, workers and the API: console, json, or auto: console on a terminal, else json."""

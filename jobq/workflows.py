@@ -268,6 +268,7 @@ class Workflows:
             stale_after=None if found.stale_after is None else found.stale_after.total_seconds(),
             state=asked.state, retry=found.retry, workflow_id=found.id, generation=found.generation,
             dedupe_key=asked.dedupe_key, after=asked.after, started_by=self._maker,
+            webhook=None if asked.webhook is None else asked.webhook.stored(),
         )  # fmt: skip
         store.enqueue(conn, [new])
         announce(conn, always=not own)

@@ -15,6 +15,7 @@ from jobq.store.database import Database
 from jobq.store.jobs import new_id
 from jobq.store.wakeup import Listener
 from jobq.store.workers import scheduler_seen
+from scheduler.deliver import Deliverer
 from scheduler.fanin import FanIn
 from scheduler.materialize import Materializer
 from scheduler.promote import Promoter
@@ -55,6 +56,9 @@ class Scheduler:
         resender = Resender(self._database, self._broker, self._publisher.offer)
         self._materialization = Loop("materialize", Materializer(self._database, ready).tick)
         self._waking = Loop("wake", Waker(self._database, ready).tick)
+        self._deliverer = Deliverer(self._database, settings)
+        self._delivery = Loop("deliver", self._deliverer.tick)
+        self._deliverer.wake = self._delivery.wake
         self._loops = [
             self._promotion,
             self._materialization,
@@ -64,7 +68,11 @@ class Scheduler:
             Loop("reap", reaper.tick),
             Loop("fan-in", FanIn(self._database, ready).tick),
             Loop("stale", StaleCollector(self._database).tick),
-            Loop("prune", Pruner(self._database, settings.retention, settings.audit_retention).tick),
+            Loop(
+                "prune",
+                Pruner(self._database, settings.retention, settings.audit_retention, settings.webhook_retention).tick,
+            ),
+            self._delivery,
             Loop("seen", self._say_alive),
         ]
         self._listener = Listener(self._database, self._on_commit)
@@ -85,12 +93,14 @@ class Scheduler:
         ends = time.monotonic() + _STOP_WITHIN
         for loop in self._loops:
             loop.join(max(ends - time.monotonic(), 0.1))
+        self._deliverer.stop()
         self._broker.close()
         self._database.close()
 
     def _on_commit(self) -> None:
         self._announced = True
         self._promotion.wake()
+        self._delivery.wake()
 
     def _promote(self) -> float:
         """Promotion, and a moment later a look at what waits for its time: side by side they hold each other up.

@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobq import metrics, telemetry
-from jobq.api import audit, events, health, hooks, jobs, links, logs, operations, problems, workflows
+from jobq.api import audit, events, health, hooks, jobs, links, logs, operations, problems, webhooks, workflows
 from jobq.api import metrics as scraped
 from jobq.api.access import Access
 from jobq.api.events import Broadcast
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _PREFIX = "/v1"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.ProblemDetails]
-_MODELS += [*operations.BODIES, *hooks.BODIES]
+_MODELS += [*operations.BODIES, *hooks.BODIES, *webhooks.BODIES]
 
 
 def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
@@ -60,6 +60,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     problems.install(app)
     for router in (
         jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router, events.router,
+        webhooks.router,
     ):  # fmt: skip
         app.include_router(router, prefix=_PREFIX, responses=problems.documented(401))
     app.include_router(health.router)

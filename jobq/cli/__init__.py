@@ -28,6 +28,7 @@ from jobq.cli import (
     service,
     sync,
     tenants,
+    webhooks,
     workers,
     workflows,
 )
@@ -36,7 +37,7 @@ from jobq.cli.session import Session
 from jobq.errors import JobQError
 
 _ORDER = (
-    "enqueue", "job", "workflow", "connector", "sync", "queue", "tenant", "secret", "key", "audit", "dev", "scheduler", "worker", "api", "db",
+    "enqueue", "job", "workflow", "connector", "sync", "queue", "tenant", "secret", "key", "webhook", "audit", "dev", "scheduler", "worker", "api", "db",
     "prune", "config", "doctor",
 )  # fmt: skip
 
@@ -112,6 +113,7 @@ app.add_typer(queues.app, name="queue")
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(secrets.app, name="secret")
 app.add_typer(keys.app, name="key")
+app.add_typer(webhooks.app, name="webhook")
 app.add_typer(workers.app, name="worker")
 app.command()(service.scheduler)
 app.command()(service.api)

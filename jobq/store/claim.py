@@ -21,13 +21,14 @@ from jobq.models import Outcome, Step
 from jobq.retry import RetryPolicy, backoff, retryable
 from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled, follow, give_back, retry_or_fail
 from jobq.store import after
-from jobq.store.database import Json, id_list, incoming, is_one_of, json_parts, now, picked_once, rows_json
+from jobq.store.database import POSTGRESQL, Json, id_list, incoming, is_one_of, json_parts, now, picked_once, rows_json
 from jobq.store.entities import Payload, advance, read_payloads
 from jobq.store.fanin import child_spec
 from jobq.store.finish import Change, EndedAttempt, finish, lock_running, park_sync, put_back
 from jobq.store.siblings import lock_carriers
 from jobq.store.tables import job_data, jobs, workers
 from jobq.store.targets import hold, lift
+from jobq.store.webhook_events import STARTED, tell_each, with_event
 
 MAX_REQUEUES = 20
 MAX_REQUEUED_FOR = timedelta(hours=24)
@@ -74,11 +75,16 @@ _TAKEN = [jobs.c[name] for name in TAKEN]
 _DATA = [job_data.c[name] for name in ("spec", "state", "retry", "checkpoint")]
 
 
-def _take(dialect: str, chosen: Any) -> Any:
-    """QUEUED → RUNNING for the chosen ids, unless the worker was declared dead; the last column is their data."""
+def _take(dialect: str, chosen: Any, *, unheard: bool = False) -> Any:
+    """QUEUED → RUNNING for the chosen ids, unless the worker was declared dead. ``data``: what lies beside each job.
+
+    On PostgreSQL the statement writes the events of those that are hooked as well: it is a transaction by itself.
+    ``unheard``: none of them is, which makes it cheaper.
+    """
     worker = sa.bindparam("worker", type_=sa.Uuid)
     hosted = is_one_of(dialect, jobs.c.kind, "hosted")
-    return (
+    data = sa.select(json_parts(*_DATA)).where(job_data.c.job_id == jobs.c.id).scalar_subquery()
+    taken = (
         sa.update(jobs)
         .where(
             jobs.c.id.in_(picked_once(chosen)),
@@ -92,14 +98,19 @@ def _take(dialect: str, chosen: Any) -> Any:
             host=sa.case((hosted, sa.bindparam("on_host", type_=sa.Text))),
             started_at=now(),
             next_send_at=None,
+            hooked=jobs.c.hooked + 1,
         )
-        .returning(*_TAKEN, sa.select(json_parts(*_DATA)).where(job_data.c.job_id == jobs.c.id).scalar_subquery())
     )
+    shown = [*_TAKEN, data.label("data")]
+    if unheard or dialect != POSTGRESQL:
+        return taken.returning(*shown, jobs.c.hooked)
+    written = taken.returning(*shown, jobs.c.hooked, jobs.c.reason).cte("taken")
+    return with_event(STARTED, written, [written.c[column.name] for column in shown])
 
 
 @cache
-def _take_ids(dialect: str) -> Any:
-    """Claim by the ids of a hint: workers with different hints never meet."""
+def _take_ids(dialect: str, *, unheard: bool) -> Any:
+    """Claim by the ids of a hint: workers with different hints never meet. ``unheard``: only those not hooked."""
     chosen = (
         sa.select(jobs.c.id)
         .where(is_one_of(dialect, jobs.c.id, "ids"), jobs.c.status == Status.QUEUED.value, jobs.c.desired == "RUN")
@@ -107,7 +118,7 @@ def _take_ids(dialect: str) -> Any:
         .order_by(jobs.c.id)
         .with_for_update(skip_locked=True)
     )
-    return _take(dialect, chosen)
+    return _take(dialect, chosen.where(jobs.c.hooked.is_(None)) if unheard else chosen, unheard=unheard)
 
 
 @cache
@@ -140,10 +151,19 @@ def claim(conn: Connection, by: Claimant, queue: str, ids: Sequence[UUID]) -> li
     """Take those of the ids that are QUEUED in this queue; the others fall away (taken, canceled, paused, forged).
 
     One statement, and so a transaction by itself. It waits for the disk: a claim that is lost would be made again with
-    the same attempt number, which is the fence, while the first one's work goes on.
+    the same attempt number, which is the fence, while the first one's work goes on. What that one does not take may be
+    hooked: on PostgreSQL another one, again a transaction by itself, looks for it, so that all others need not pay.
     """
     dialect = conn.dialect.name
-    return _taken(conn, by, _take_ids(dialect), {"of_queue": queue, "ids": id_list(dialect, ids)})
+    if dialect != POSTGRESQL:
+        return _taken(conn, by, _take_ids(dialect, unheard=False), {"of_queue": queue, "ids": id_list(dialect, ids)})
+    parameters = {"of_queue": queue, "ids": id_list(dialect, ids)}
+    taken = _taken(conn, by, _take_ids(dialect, unheard=True), parameters)
+    left = set(ids) - {job.id for job in taken}
+    if left:
+        parameters["ids"] = id_list(dialect, left)
+        taken += _taken(conn, by, _take_ids(dialect, unheard=False), parameters)
+    return taken
 
 
 def claim_waiting(conn: Connection, by: Claimant, queue: str, room: int) -> list[Claimed]:
@@ -154,7 +174,9 @@ def claim_waiting(conn: Connection, by: Claimant, queue: str, room: int) -> list
 def _taken(conn: Connection, by: Claimant, statement: Any, parameters: dict[str, Any]) -> list[Claimed]:
     who = {"worker": by.worker_id, "on_host": by.host, "hosted": id_list(conn.dialect.name, by.hosted)}
     rows = conn.execute(statement, {**parameters, **who}).all()
-    return _put_together(conn, rows, {row.id: row[-1] for row in rows})
+    if conn.dialect.name != POSTGRESQL:
+        tell_each(conn, rows, STARTED)
+    return _put_together(conn, rows, {row.id: row.data for row in rows})
 
 
 def with_data(conn: Connection, rows: Sequence[Any]) -> list[Claimed]:

@@ -21,6 +21,7 @@ from jobq.store.database import Json, id_list, incoming, is_one_of, picked_once,
 from jobq.store.jobs import new_id
 from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, jobs
 from jobq.store.wakeup import announce
+from jobq.store.webhook_events import tell_parked
 
 COUNTS = ("completed", "skipped", "failed", "canceled", "duplicate", "success", "updated", "existing")
 _FOLDED_AT_ONCE = 2000
@@ -125,8 +126,10 @@ def park(conn: Connection, given_back: Sequence[Parked]) -> set[UUID]:
     if not rows:
         return set()
     dialect, parameters = conn.dialect.name, {"parked": rows_json(rows)}
-    written = set(conn.scalars(_park(dialect), parameters))
+    parked_rows = conn.execute(_park(dialect), parameters).all()
+    written = {row.id for row in parked_rows}
     if written:
+        tell_parked(conn, parked_rows, {each.id: each.verdict for each in given_back})
         kept = rows_json([row for row in rows if row["id"] in written])
         conn.execute(_keep_verdicts(dialect), {"parked": kept})
         announce(conn)
@@ -149,7 +152,7 @@ def _park(dialect: str) -> Any:
             sa.func.coalesce(row.c.worker_id, jobs.c.worker_id).is_not_distinct_from(jobs.c.worker_id),
         )
         .values(reason=reason, worker_id=None, host=None)
-        .returning(jobs.c.id)
+        .returning(jobs.c.id, jobs.c.hooked)
     )  # fmt: skip
 
 

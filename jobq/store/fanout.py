@@ -30,6 +30,7 @@ from jobq.store.jobs import new_id
 from jobq.store.siblings import Live, live_children, own_children
 from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, jobs, sync_problems
 from jobq.store.wakeup import announce
+from jobq.store.webhook_events import CREATED, News, is_heard, tell, tell_stage
 
 QUEUE = "replication"
 TOO_LARGE = "fanout_too_large"
@@ -115,6 +116,7 @@ def open_fanout(conn: Connection, owner: Owner, domain: str, targets: Iterable[T
         conn.execute(
             sa.insert(fanouts).values(job_id=owner.job_id, tenant=job.tenant, domain=domain, reading=True, **counts)
         )
+        _stage(conn, owner, job, "sync.started")
         none = dict.fromkeys(("total", *COUNTS), 0)
         for target in targets:
             values = {"parent_id": owner.job_id, "target": target.name, "concurrency": target.concurrency, **none}
@@ -131,7 +133,7 @@ def _guard(conn: Connection, owner: Owner) -> Any:
     return conn.execute(
         sa.select(
             jobs.c.tenant, jobs.c.domain, jobs.c.trigger, jobs.c.priority, jobs.c.stale_after, fanouts.c.read,
-            fanouts.c.reading,
+            fanouts.c.reading, jobs.c.hooked, is_heard(jobs.c.tenant, child=True).label("hooks_children"),
         )
         .outerjoin(fanouts, fanouts.c.job_id == jobs.c.id)
         .where(
@@ -140,6 +142,11 @@ def _guard(conn: Connection, owner: Owner) -> Any:
         )
         .with_for_update(of=jobs)
     ).first()  # fmt: skip
+
+
+def _stage(conn: Connection, owner: Owner, job: Row[Any], stage: str) -> None:
+    if job.hooked is not None:
+        tell_stage(conn, owner.job_id, stage)
 
 
 class _Place(NamedTuple):
@@ -193,8 +200,12 @@ def add_batch(
     made = _Children({each.key for each in batch.found})
     for target in targets:
         _plan(conn, _Place(owner.job_id, job.tenant, job.domain), target, versions, made)
-    if made.rows and not _fits(conn, owner, made, policy):
-        return Added(too_many=True)
+    if made.rows:
+        before = _children_so_far(conn, owner)
+        if before + len(made.rows) > policy.limit:
+            return Added(too_many=True)
+        if not before:
+            _stage(conn, owner, job, "export.started")
     _write(conn, owner, job, made, policy)
     twice = [
         Failure(key, TWICE, "the source gave this entity twice in one run; the last content was kept")
@@ -252,10 +263,9 @@ def _plan(conn: Connection, place: _Place, target: TargetPlan, versions: dict[st
     made.existing[target.name] = len(made.read - filtered - mine - children.keys())  # what has a child is its to report
 
 
-def _fits(conn: Connection, owner: Owner, made: _Children, policy: ChildPolicy) -> bool:
+def _children_so_far(conn: Connection, owner: Owner) -> int:
     total = sa.select(sa.func.coalesce(sa.func.sum(fanout_targets.c.total), 0))
-    before = conn.scalar(total.where(fanout_targets.c.parent_id == owner.job_id))
-    return int(before or 0) + len(made.rows) <= policy.limit
+    return int(conn.scalar(total.where(fanout_targets.c.parent_id == owner.job_id)) or 0)
 
 
 def _write(conn: Connection, owner: Owner, job: Row[Any], made: _Children, policy: ChildPolicy) -> None:
@@ -265,8 +275,11 @@ def _write(conn: Connection, owner: Owner, job: Row[Any], made: _Children, polic
             "trigger": job.trigger, "priority": job.priority, "timeout": policy.timeout,
             "stale_after": job.stale_after, "max_attempts": policy.max_attempts, "children": rows_json(made.rows),
             "traceparent": telemetry.traceparent(),
+            "hooked": 1 if job.hooks_children else None,
         }  # fmt: skip
         conn.execute(_insert(conn.dialect.name), parameters)
+        if job.hooks_children:
+            _tell_children(conn, made)
         after.wait_for(conn, made.waits)
         after.wait_for(conn, made.behind, any_end=True)
     for target, total in made.totals.items():
@@ -279,6 +292,13 @@ def _write(conn: Connection, owner: Owner, job: Row[Any], made: _Children, polic
                     **delta(owner.job_id, target, canceled=made.duplicates[target], duplicate=made.duplicates[target])
                 )
             )
+
+
+def _tell_children(conn: Connection, made: _Children) -> None:
+    duplicates = [row["id"] for row in made.rows if row["reason"] == Reason.DUPLICATE.value]
+    recorded_only = set(duplicates)
+    tell(conn, [News(row["id"], CREATED, int(row["id"] in recorded_only)) for row in made.rows])
+    tell(conn, [News(job_id, "job.canceled") for job_id in duplicates])
 
 
 @cache
@@ -307,6 +327,7 @@ def _insert(dialect: str) -> Any:
         "parent_id": of_all("parent", sa.Uuid), "duplicate_of": new.c.duplicate_of, "domain": domain,
         "domain_end": sa.literal_column("'target'"), "target": new.c.target, "entity_key": new.c.key,
         "traceparent": of_all("traceparent", text),
+        "hooked": sa.cast(of_all("hooked", sa.Integer), sa.Integer) + sa.case((duplicate, 1), else_=0),
     }  # fmt: skip
     rows = sa.select(*(value.label(name) for name, value in values.items())).where(new.c.id.is_not(None))
     return sa.insert(jobs).from_select(list(values), rows, include_defaults=False)
@@ -355,6 +376,8 @@ def end_reading(conn: Connection, owner: Owner, *, state: Any = None, keep_state
     if job is None:
         return False
     conn.execute(sa.update(fanouts).where(fanouts.c.job_id == owner.job_id).values(reading=False))
+    if job.reading:
+        _stage(conn, owner, job, "sync.succeeded")
     if keep_state:
         entities.set_state(conn, job.tenant, job.domain, owner.job_id, state)
     announce(conn)
@@ -371,6 +394,7 @@ def add_files(conn: Connection, owner: Owner, batch: Sifted, written: Mapping[st
         return False
     if not job.reading:
         return True
+    _stage(conn, owner, job, "export.started")
     _move_on(conn, owner, batch, Added())
     for target, count in written.items():
         conn.execute(sa.insert(fanout_deltas).values(**delta(owner.job_id, target, success=count)))

@@ -28,6 +28,7 @@ from jobq.store.failures import count_failures
 from jobq.store.fanin import Parked, count_ends, park, with_children
 from jobq.store.tables import attempts, fanouts, jobs, workflows
 from jobq.store.wakeup import announce
+from jobq.store.webhook_events import REQUEUED, is_heard, tell_each, tell_ends, tell_terminated
 
 
 @dataclass(slots=True)
@@ -115,11 +116,12 @@ def _finish(dialect: str) -> Any:
         .values(
             status=change.c.status, reason=change.c.reason, message=change.c.message,
             error_class=change.c.error_class, failures=jobs.c.failures + change.c.charged, finished_at=now(),
-            due_at=None, next_send_at=None, worker_id=None, host=None,
+            due_at=None, next_send_at=None, worker_id=None, host=None, hooked=jobs.c.hooked + 1,
         )
         .returning(
             jobs.c.id, jobs.c.status, jobs.c.reason, jobs.c.trigger, jobs.c.workflow_id, jobs.c.generation,
             jobs.c.parent_id, jobs.c.target, jobs.c.kind, jobs.c.queue,
+            jobs.c.hooked,
         )
     )  # fmt: skip
 
@@ -142,8 +144,9 @@ def _put_back(dialect: str) -> Any:
             due_at=sa.case((sa.and_(waits, ~held), later(change.c.due_in))),
             ready_at=sa.case((sa.or_(waits, held, blocked), sa.null()), else_=ready_at),
             queued_at=None, started_at=None, next_send_at=None, sends=0, worker_id=None, host=None,
+            hooked=jobs.c.hooked + 1,
         )
-        .returning(jobs.c.id, jobs.c.attempt, jobs.c.trigger, jobs.c.workflow_id)
+        .returning(jobs.c.id, jobs.c.attempt, jobs.c.trigger, jobs.c.workflow_id, jobs.c.hooked)
     )  # fmt: skip
 
 
@@ -177,7 +180,7 @@ def _row(change: Change) -> dict[str, Any]:
 def finish(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
     """End jobs, with all that follows: the attempt's record, and what the end means to others.
 
-    Those are the workflow's failure counter, the fan-out that a child belongs to, and jobs that wait for this one. A
+    Those are webhooks, the workflow's failure counter, the fan-out that a child belongs to, and jobs that wait for this one. A
     SYNC that fails, or is stopped, while it has children is parked beside them: it ends, as it would have here, with
     the last of them.
 
@@ -202,6 +205,7 @@ def _end(conn: Connection, happened: Sequence[Change]) -> Sequence[Row[Any]]:
         after_commit(conn, lambda: metrics.ended(ended))
     written = {row.id for row in ended}
     _keep_attempts(conn, ordered, written)
+    tell_ends(conn, ended)
     rows = {row.id: row for row in ended}
     for workflow_id, count in count_failures(conn, [rows[change.id] for change in happened if change.id in rows]):
         terminate(conn, workflow_id, f"{count} jobs in a row failed")
@@ -264,6 +268,7 @@ def put_back(conn: Connection, changes: Iterable[Change]) -> set[UUID]:
     rows = conn.execute(_put_back(conn.dialect.name), parameters).all()
     written = {row.id for row in rows}
     _keep_attempts(conn, ordered, written)
+    tell_each(conn, rows, REQUEUED)
     _end_terminated(conn, [row for row in rows if row.workflow_id is not None and row.trigger == Trigger.AUTOMATIC])
     if any(change.to.due_in is None for change in ordered):
         announce(conn)  # ready again, for another worker
@@ -377,9 +382,14 @@ def terminate(conn: Connection, workflow_id: UUID, message: str) -> bool:
         sa.update(workflows)
         .where(workflows.c.id == workflow_id, workflows.c.status != "TERMINATED")
         .values(status="TERMINATED", next_fire_at=None, updated_at=now(), message=message)
-    )
-    if not done.rowcount:
+        .returning(
+            workflows.c.id, workflows.c.tenant, workflows.c.generation, is_heard(workflows.c.tenant).label("heard")
+        )
+    ).first()
+    if done is None:
         return False
+    if done.heard:
+        tell_terminated(conn, done, message)
     automatic = sa.and_(
         jobs.c.workflow_id == workflow_id, jobs.c.finished_at.is_(None), jobs.c.trigger == Trigger.AUTOMATIC.value
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, partial
@@ -22,6 +22,7 @@ from jobq.store.after import lock_upstreams, wait_for
 from jobq.store.commits import after_commit
 from jobq.store.database import Instant, Json, id_list, incoming, insert, insert_both, is_one_of, now, rows_json
 from jobq.store.tables import attempts, job_data, jobs, requests, workers
+from jobq.store.webhook_events import find_named, is_heard, name_endpoints, tell_new
 
 
 def new_id() -> UUID:
@@ -67,6 +68,13 @@ class NewJob:
     """Jobs that it waits for: see ``jobq.store.after``."""
     started_by: str | None = None
     """Who made it; None: a schedule, or an application that says no name."""
+    webhook: tuple[UUID | str, str | None] | None = None
+    """The endpoint that its events go to, and which: see ``webhook_events.name_endpoints``."""
+
+    @property
+    def hooked(self) -> bool | None:
+        """True: it names an endpoint."""
+        return self.webhook is not None or None
 
     @property
     def domain(self) -> str | None:
@@ -102,7 +110,9 @@ _JOB_COLUMNS: dict[str, Any] = {
     "domain_end": sa.Text(),
     "traceparent": sa.Text(),
 }
-_ARRIVAL_COLUMNS: dict[str, Any] = {"blocked": sa.Boolean(), "overlaps": sa.Boolean(), "orphaned": sa.Boolean()}
+_ARRIVAL_COLUMNS: dict[str, Any] = {
+    "blocked": sa.Boolean(), "overlaps": sa.Boolean(), "orphaned": sa.Boolean(), "hooked": sa.Boolean()
+}  # fmt: skip
 _SENT = (*_JOB_COLUMNS, *_ARRIVAL_COLUMNS)
 _SHOWN_NAMES = tuple(Job.__dataclass_fields__)
 _DATA_COLUMNS: dict[str, Any] = {
@@ -111,8 +121,11 @@ _DATA_COLUMNS: dict[str, Any] = {
 
 
 @cache
-def _insert_jobs(dialect: str, *returned: str) -> Any:
-    """Jobs that come as one parameter; those that a unique index refuses are left out of what is returned."""
+def _insert_jobs(dialect: str, *returned: str, unheard: bool = False) -> Any:
+    """Jobs that come as one parameter; those that a unique index refuses are left out of what is returned.
+
+    ``unheard``: and so are those whose tenant has a webhook.
+    """
     new = incoming(dialect, "new", _JOB_COLUMNS | _ARRIVAL_COLUMNS)
     waits = sa.and_(new.c.scheduled_at.is_not(None), new.c.scheduled_at > now())
     blocked, overlaps = new.c.blocked.is_(sa.true()), new.c.overlaps.is_(sa.true())
@@ -137,9 +150,13 @@ def _insert_jobs(dialect: str, *returned: str) -> Any:
         "ready_at": sa.case((sa.or_(waits, blocked, canceled), sa.null()), else_=now()),
         "finished_at": sa.case((canceled, now())),
     }
-    rows = (
-        sa.select(*(value.label(name) for name, value in columns.items())).select_from(new).where(new.c.id.is_not(None))
-    )
+    heard = is_heard(new.c.tenant)
+    if not unheard:
+        is_hooked = sa.or_(new.c.hooked.is_(sa.true()), heard)
+        columns["hooked"] = sa.case((is_hooked, sa.case((canceled, 2), else_=1)))
+    # Without labels: psycopg remembers how it sent a statement of up to 4,096 characters only.
+    rows = sa.select(*columns.values()).select_from(new).where(new.c.id.is_not(None))
+    rows = rows.where(~heard) if unheard else rows
     new_rows = insert(dialect, jobs).from_select(list(columns), rows).on_conflict_do_nothing()
     return new_rows.returning(*(jobs.c[name] for name in returned))
 
@@ -162,8 +179,9 @@ def enqueue(conn: Connection, new: Sequence[NewJob]) -> list[UUID]:
 
     Atomic with the caller's transaction, and repeatable: a job whose id exists already is the same job. A job
     whose ``dedupe_key`` is held by a live one is recorded as CANCELED·duplicate of that one. Raises NotFound if a job
-    is to come ``after`` one that the tenant does not have.
+    is to come ``after`` one that the tenant does not have, or names a webhook that it does not have.
     """
+    find_named(conn, [job for job in new if job.webhook is not None])
     waits = [pair for job in new if job.after for pair in _upstreams(conn, job)]
     inserted = _write(conn, new)
     left_out = [job for job in new if job.id not in inserted]
@@ -188,10 +206,13 @@ def _upstreams(conn: Connection, job: NewJob) -> list[tuple[UUID, UUID]]:
 
 def _write(conn: Connection, new: Sequence[NewJob]) -> set[UUID]:
     dialect = conn.dialect.name
-    inserted = set(conn.scalars(_insert_jobs(dialect, "id"), {"new": rows_json([_row(job) for job in new])}))
+    rows = conn.execute(_insert_jobs(dialect, "id", "hooked"), {"new": rows_json([_row(job) for job in new])}).all()
+    inserted = {row.id for row in rows}
     data = [_data_row(job) for job in new if job.id in inserted]
     if data:
         conn.execute(_insert_data(dialect), {"new": rows_json(data)})
+    name_endpoints(conn, [job for job in new if job.webhook is not None and job.id in inserted])
+    tell_new(conn, rows)
     return inserted
 
 
@@ -208,11 +229,13 @@ def _data_row(job: NewJob) -> dict[str, Any]:
 def enqueue_one(conn: Connection, job: NewJob, *, wakes: bool) -> Job | None:
     """Insert one job and show it: on PostgreSQL in one statement, which is all that an idle system waits for.
 
-    None: nothing was written, because something is in its way that ``enqueue`` settles. ``wakes``: see ``announce``.
+    None: nothing was written, because something is in its way that ``enqueue`` settles, or a webhook is to be told.
+    ``wakes``: see ``announce``.
     """
     dialect = conn.dialect.name
     new = {"new": rows_json([_row(job) | _data_row(job)])}
-    row = insert_both(conn, _insert_jobs(dialect, *_SHOWN_NAMES), _data_of_one(dialect), new, wakes=wakes)
+    inserted = _insert_jobs(dialect, *_SHOWN_NAMES, unheard=True)
+    row = insert_both(conn, inserted, _data_of_one(dialect), new, wakes=wakes)
     return None if row is None else as_job(row)
 
 
@@ -244,8 +267,10 @@ def _settle_conflict(conn: Connection, job: NewJob) -> bool:
 
 def _write_duplicate(conn: Connection, job: NewJob, holder: UUID) -> None:
     values = {name: getattr(job, name) for name in _JOB_COLUMNS}
-    conn.execute(
-        sa.insert(jobs).values(
+    heard = sa.true() if job.webhook else is_heard(sa.literal(job.tenant, sa.Text()))
+    rows = conn.execute(
+        sa.insert(jobs)
+        .values(
             **values,
             status=Status.CANCELED.value,
             reason=Reason.DUPLICATE.value,
@@ -253,11 +278,15 @@ def _write_duplicate(conn: Connection, job: NewJob, holder: UUID) -> None:
             finished_at=now(),
             duplicate_of=holder,
             message=f"job {holder} holds the dedupe key",
+            hooked=sa.case((heard, 2)),
         )
-    )
+        .returning(jobs.c.id, jobs.c.hooked)
+    ).all()
     data = {"spec": job.spec, "state": job.state, "retry": job.retry, "started_by": job.started_by}
     conn.execute(sa.insert(job_data).values(job_id=job.id, **data))
     _count_end(conn, job, Reason.DUPLICATE)
+    name_endpoints(conn, [job] if job.webhook is not None else [])
+    tell_new(conn, rows)
 
 
 def _count_end(conn: Connection, job: NewJob, reason: Reason) -> None:
@@ -315,6 +344,17 @@ def get(conn: Connection, tenant: str | None, job_id: UUID) -> Job:
     return as_job(row)
 
 
+def get_many(conn: Connection, ids: Collection[UUID]) -> list[Job]:
+    """Those of these jobs that there are, of any tenant."""
+    dialect = conn.dialect.name
+    return [as_job(row) for row in conn.execute(_get_many(dialect), {"ids": id_list(dialect, ids)})]
+
+
+@cache
+def _get_many(dialect: str) -> Any:
+    return sa.select(*_SHOWN).where(is_one_of(dialect, jobs.c.id, "ids"))
+
+
 def get_data(conn: Connection, job_id: UUID) -> Row[Any]:
     """Spec, state, retry policy and checkpoint of a job that exists, and is no child: see ``fanin.child_spec``."""
     return conn.execute(sa.select(job_data).where(job_data.c.job_id == job_id)).one()
@@ -358,16 +398,27 @@ def _conditions(only: JobFilter) -> Iterable[Any]:
 
 def list_attempts(conn: Connection, job_id: UUID) -> list[Attempt]:
     """The ended attempts of a job, oldest first."""
-    rows = conn.execute(
-        sa.select(attempts, workers.c.name.label("worker"))
-        .outerjoin(workers, workers.c.id == attempts.c.worker_id)
-        .where(attempts.c.job_id == job_id)
-        .order_by(attempts.c.attempt)
-    )
+    return list_attempts_of(conn, [job_id])
+
+
+def list_attempts_of(conn: Connection, ids: Iterable[UUID]) -> list[Attempt]:
+    """The ended attempts of these jobs, of each the oldest first."""
+    dialect = conn.dialect.name
+    rows = conn.execute(_attempts_of(dialect), {"ids": id_list(dialect, ids)})
     return [
         Attempt(**{**row._asdict(), "steps": [Step(*step) for step in row.steps or ()], "usage": row.usage or {}})
         for row in rows
     ]
+
+
+@cache
+def _attempts_of(dialect: str) -> Any:
+    return (
+        sa.select(attempts, workers.c.name.label("worker"))
+        .outerjoin(workers, workers.c.id == attempts.c.worker_id)
+        .where(is_one_of(dialect, attempts.c.job_id, "ids"))
+        .order_by(attempts.c.job_id, attempts.c.attempt)
+    )
 
 
 def unfinished(conn: Connection, ids: Iterable[UUID]) -> set[UUID]:

@@ -21,6 +21,7 @@ from jobq.states import WAKING, Reason, Status
 from jobq.store.database import Json, id_list, is_one_of, later, now, picked_once, take_promote_lock
 from jobq.store.lanes import limits
 from jobq.store.tables import fanouts, jobs, queues, tenants, workers
+from jobq.store.webhook_events import QUEUED, tell_each
 
 FIRST_RESEND = 2.0
 """Seconds after which a hint that nobody claimed is looked into."""
@@ -212,13 +213,12 @@ def _candidates(conn: Connection, queue: str, room: int, cursor: Cursor) -> tupl
 
 def _queue(conn: Connection, chosen: Sequence[UUID], traces: dict[UUID, str] | None) -> list[UUID]:
     dialect = conn.dialect.name
-    parameters = {"ids": id_list(dialect, chosen)}
-    if traces is None:
-        written = set(conn.scalars(_promote(dialect), parameters))
-    else:
-        rows = conn.execute(_promote(dialect, jobs.c.traceparent), parameters).all()
+    more = () if traces is None else (jobs.c.traceparent,)
+    rows = conn.execute(_promote(dialect, *more), {"ids": id_list(dialect, chosen)}).all()
+    if traces is not None:
         traces.update((row.id, row.traceparent) for row in rows if row.traceparent is not None)
-        written = {row.id for row in rows}
+    tell_each(conn, rows, QUEUED)
+    written = {row.id for row in rows}
     return [job_id for job_id in chosen if job_id in written]
 
 
@@ -238,9 +238,9 @@ def _promote(dialect: str, *more: Any) -> Any:
         .where(jobs.c.id.in_(chosen))
         .values(
             status=Status.QUEUED.value, reason=Reason.DISPATCHED.value, queued_at=now(),
-            next_send_at=later(FIRST_RESEND), sends=0,
+            next_send_at=later(FIRST_RESEND), sends=0, hooked=jobs.c.hooked + 1,
         )
-        .returning(jobs.c.id, *more)
+        .returning(jobs.c.id, jobs.c.hooked, *more)
     )  # fmt: skip
 
 

@@ -21,13 +21,18 @@ from jobq.store.tables import (
     schedulers,
     sync_problems,
     targets,
+    webhook_deliveries,
+    webhook_events,
+    webhook_overrides,
     workers,
     workflows,
 )
+from jobq.store.webhooks import is_due
 
 _OF_JOBS = {
     attempts: "job_id", job_data: "job_id", job_logs: "job_id", artifacts: "job_id", fanouts: "job_id",
-    fanout_targets: "parent_id", sync_problems: "job_id",
+    fanout_targets: "parent_id", sync_problems: "job_id", webhook_deliveries: "subject_id",
+    webhook_events: "subject_id", webhook_overrides: "job_id",
 }  # fmt: skip
 TARGETS_KEPT = 3600.0
 """How long it is remembered that a target asked for patience, in seconds after that time is over."""
@@ -52,7 +57,7 @@ def prune(conn: Connection, retention: float, limit: int = 1000, *, events_kept:
         sa.select(jobs.c.id)
         .outerjoin(workflows, workflows.c.id == jobs.c.workflow_id)
         .where(jobs.c.finished_at.is_not(None), jobs.c.finished_at < later(-sa.cast(own, sa.Float)))
-        .where(~open_)
+        .where(~open_, ~is_due(jobs.c.id))
         .order_by(jobs.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=jobs)

@@ -77,6 +77,8 @@ jobs = Table(
     Column("message", sa.Text),
     Column("error_class", sa.Text),
     Column("traceparent", sa.Text),  # the trace that it belongs to, if any: see jobq.telemetry
+    # NULL: no webhook listens, and no transition looks any further. Else how many events of the job were numbered.
+    Column("hooked", sa.Integer),
     _index("jobq_jobs_list_by_tenant", "tenant", "id"),
     _index("jobq_jobs_list_by_workflow", "workflow_id", "id", where="workflow_id IS NOT NULL"),
     _index("jobq_jobs_list_by_parent", "parent_id", "id", where="parent_id IS NOT NULL"),
@@ -340,6 +342,85 @@ after = Table(
     Column("job_id", sa.Uuid, primary_key=True),
     Column("any_end", sa.Boolean, nullable=False),  # True: only the order matters, not how the upstream ends
     _index("jobq_after_of_job", "job_id"),
+)
+
+# --- webhooks --------------------------------------------------------------------------------------------------
+
+webhook_endpoints = Table(
+    "jobq_webhook_endpoints",
+    metadata,
+    Column("id", sa.Uuid, primary_key=True),
+    Column("tenant", sa.Text, nullable=False),
+    Column("name", sa.Text, nullable=False),
+    Column("url", sa.Text, nullable=False),
+    Column("patterns", Json, nullable=False),  # as they were given: ["job.*"]
+    Column("types", sa.Text, nullable=False),  # what they mean: " job.created job.queued … ", with a space around each
+    Column("children", sa.Boolean, nullable=False),
+    Column("hub_signature", Json, nullable=False),  # which X-Hub-Signature headers: ["sha256", "sha1"]
+    Column("secrets", Json, nullable=False),  # the newest first: [{"sealed": …, "until": an instant or null}, …]
+    Column("enabled", sa.Boolean, nullable=False),
+    Column("listens", sa.Boolean, nullable=False),  # enabled, and not only for jobs that name it
+    Column("disabled_reason", sa.Text),
+    Column("failing_since", Instant),  # the first failure behind the last success
+    Column("succeeded_at", Instant),
+    Column("hooking", sa.Boolean, nullable=False),  # jobs that were live when it came are still being hooked,
+    Column("hooked_from", sa.Uuid),  # and have been, down to this one
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    _index("jobq_webhook_endpoints_name", "tenant", "name", unique=True),
+    _index("jobq_webhook_endpoints_hooking", "id", where="hooking"),
+)
+
+webhook_overrides = Table(
+    "jobq_webhook_overrides",
+    metadata,
+    # The jobs that name an endpoint of their own.
+    Column("job_id", sa.Uuid, primary_key=True),
+    Column("endpoint_id", sa.Uuid, nullable=False),
+    Column("types", sa.Text),  # as those of an endpoint; NULL: the endpoint's own, all if it has none
+)
+
+webhook_events = Table(
+    "jobq_webhook_events",
+    metadata,
+    # What happened to a job (or a workflow), as it was then. Nothing else is ever written here than INSERT and DELETE.
+    Column("subject_id", sa.Uuid, primary_key=True),
+    Column("number", sa.Integer, primary_key=True),  # of a workflow's end: its generation
+    Column("tenant", sa.Text, nullable=False),
+    Column("type", sa.Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("child", sa.Boolean, nullable=False),
+    Column("attempt", sa.Integer, nullable=False),
+    Column("status", sa.Text, nullable=False),
+    Column("reason", sa.Text, nullable=False),
+    Column("message", sa.Text),
+    Column("error_class", sa.Text),
+)
+
+webhook_deliveries = Table(
+    "jobq_webhook_deliveries",
+    metadata,
+    Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("endpoint_id", sa.Uuid, nullable=False),
+    Column("subject_id", sa.Uuid, nullable=False),
+    Column("number", sa.Integer, nullable=False),
+    Column("type", sa.Text, nullable=False),
+    Column("state", sa.Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("next_at", Instant),  # PENDING, and only then: when it is sent; while it is sent, when it is sent again
+    Column("sender", sa.Uuid),  # who sends it: another round of the same sender has another id
+    Column("tries", sa.Integer, nullable=False),  # since it was made, and of the present round, which a replay begins
+    Column("round", sa.Integer, nullable=False),
+    Column("tried_at", Instant),
+    Column("ended_at", Instant),
+    Column("status_code", sa.Integer),  # of the last try, as all that follows
+    Column("error_class", sa.Text),
+    Column("message", sa.Text),
+    Column("answer", sa.Text),
+    Column("seconds", sa.Float),
+    _index("jobq_webhook_deliveries_due", "endpoint_id", "next_at", where="next_at IS NOT NULL"),
+    _index("jobq_webhook_deliveries_list", "endpoint_id", "id"),
+    _index("jobq_webhook_deliveries_of_subject", "subject_id"),
 )
 
 # --- sync and replication ------------------------------------------------------------------------------------

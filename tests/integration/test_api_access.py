@@ -17,7 +17,10 @@ OPEN = {"/livez", "/readyz", "/v1/openapi.json", "/v1/hooks/{token}"}
 """What needs no key; the token of a hook is a credential of its own."""
 
 
-NEEDED = {("post", "/v1/workflows/{workflow_id}/hooks"): {"name": "mine"}}
+NEEDED: dict[tuple[str, str], dict[str, Any]] = {
+    ("post", "/v1/workflows/{workflow_id}/hooks"): {"name": "mine"},
+    ("post", "/v1/webhooks/{webhook_id}/replay"): {"delivery": 1},
+}
 """What is judged before it is looked whose thing it is."""
 
 
@@ -214,7 +217,10 @@ def make_things(api: Api, owner: TestClient) -> dict[str, str]:
     assert made.status_code == 200, made.text
     key = owner.get("/v1/keys").json()["items"][0]["id"]
     hook = api.made(f"/v1/workflows/{flow}/hooks", {"name": "thing"}, owner)["stored"]["id"]
+    webhook = api.made("/v1/webhooks", {"url": "https://example.org/hooks"}, owner)["endpoint"]["id"]
+    delivery = str(owner.post(f"/v1/webhooks/{webhook}/test").json()["id"])
     return {
+        "webhook_id": webhook, "delivery_id": delivery,
         "job_id": job, "workflow_id": flow, "key_id": key, "hook_id": hook, "name": "thing", "domain": "customers"
     }  # fmt: skip
 
@@ -227,6 +233,8 @@ def test_no_route_is_open_that_need_not_be(api: Api) -> None:
     api.jobq.keys.create("some")
     nobody = api.client()
     things = {
+        "webhook_id": str(new_id()),
+        "delivery_id": "1",
         "job_id": str(new_id()),
         "workflow_id": str(new_id()),
         "worker_id": str(new_id()),

@@ -22,7 +22,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 def test_each_benchmark_runs_with_tiny_numbers(
     postgres_server: services.Postgres, redis_session: services.Redis
 ) -> None:
-    from bench import fanout, latency, lateness, schedules, throughput, web
+    from bench import fanout, latency, lateness, schedules, throughput, web, webhooks
 
     where = Servers(postgres_server, redis_session)
     rates = throughput.measure(where, jobs=500, peer_jobs=50, rounds=1)
@@ -37,6 +37,9 @@ def test_each_benchmark_runs_with_tiny_numbers(
     asked = web.measure(where, seconds=0.3, clients=2, readers=3)
     assert asked["plain_2"]["per_second"] > 0
     assert asked["events"]["readers"] == 3
+    told = webhooks.measure(where, events=50, rounds=1, latencies=2)
+    assert told["deliveries_per_second"]["median"] > 0
+    assert told["from the end of a job to its delivery, ms"]["count"] == 2
 
 
 @pytest.mark.bench
