@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import fanout, latency, lateness, schedules, throughput
+from bench import analytics, fanout, latency, lateness, listings, schedules, throughput
 from bench.stack import Servers, servers
 
-BENCHES = ("throughput", "latency", "lateness", "schedules", "fanout")
+BENCHES = ("throughput", "latency", "lateness", "schedules", "fanout", "listings", "analytics")
 
 
 def run(name: str, where: Servers, options: argparse.Namespace) -> dict[str, Any]:
@@ -38,6 +38,8 @@ def run(name: str, where: Servers, options: argparse.Namespace) -> dict[str, Any
             where, children=2_000 if quick else 100_000, peer_tasks=200 if quick else 10_000, rounds=1 if quick else 3,
             sizes=[500] if quick else [1_000, 10_000, 1_000_000],
         ),
+        "analytics": lambda: analytics.measure(where, jobs=100_000 if quick else 10_000_000, flows=5 if quick else 100),
+        "listings": lambda: listings.measure(where, sizes=[10_000] if quick else [10_000, 100_000, 1_000_000]),
     }  # fmt: skip
     return measure[name]()
 

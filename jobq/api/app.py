@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobq import metrics, telemetry
-from jobq.api import audit, health, hooks, jobs, logs, operations, problems, workflows
+from jobq.api import analytics, audit, health, hooks, jobs, logs, operations, problems, workflows
 from jobq.api import metrics as scraped
 from jobq.api.access import Access
 from jobq.api.streams import Watching
@@ -55,7 +55,8 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     app.state.jobq, app.state.access = door, Access(settings, door.database)
     app.state.metrics = Metrics(door.database)
     problems.install(app)
-    for router in (jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router):
+    routers = (jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router)
+    for router in (*routers, analytics.router):
         app.include_router(router, prefix=_PREFIX, responses=problems.documented(401))
     app.include_router(health.router)
     app.include_router(scraped.router)

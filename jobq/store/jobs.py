@@ -290,12 +290,13 @@ def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, jo
 
 # --- looking ------------------------------------------------------------------------------------------------
 
-_SHOWN = [jobs.c[name] for name in _SHOWN_NAMES]
+SHOWN = [jobs.c[name] for name in _SHOWN_NAMES]
+"""The columns that ``as_job`` reads."""
 
 
 def as_job(row: Row[Any]) -> Job:
     """A row of ``jobq_jobs`` as applications see it."""
-    values = row._asdict()
+    values = dict(zip(_SHOWN_NAMES, row, strict=False))  # other columns may follow
     values["status"], values["reason"] = Status(row.status), Reason(row.reason)
     values["desired"], values["trigger"] = Desired(row.desired), Trigger(row.trigger)
     return Job(**values)
@@ -303,7 +304,7 @@ def as_job(row: Row[Any]) -> Job:
 
 def get(conn: Connection, tenant: str | None, job_id: UUID) -> Job:
     """The job, or NotFound, also for another tenant's. ``tenant`` None: an operator, who sees all tenants."""
-    query = sa.select(*_SHOWN).where(jobs.c.id == job_id)
+    query = sa.select(*SHOWN).where(jobs.c.id == job_id)
     row = conn.execute(query if tenant is None else query.where(jobs.c.tenant == tenant)).first()
     if row is None:
         raise NotFound(f"There is no job {job_id}.", hint="jobq job list shows the newest ones.")
@@ -313,65 +314,6 @@ def get(conn: Connection, tenant: str | None, job_id: UUID) -> Job:
 def get_data(conn: Connection, job_id: UUID) -> Row[Any]:
     """Spec, state, retry policy and checkpoint of a job that exists, and is no child: see ``fanin.child_spec``."""
     return conn.execute(sa.select(job_data).where(job_data.c.job_id == job_id)).one()
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """What a listing of jobs is narrowed to. Sets are alternatives; ranges are half open: [from, until)."""
-
-    statuses: frozenset[Status] = frozenset()
-    reasons: frozenset[Reason] = frozenset()
-    kinds: frozenset[str] = frozenset()
-    queues: frozenset[str] = frozenset()
-    trigger: Trigger | None = None
-    workflow_id: UUID | None = None
-    parent_id: UUID | None = None
-    domain: str | None = None
-    domain_end: str | None = None
-    """``source`` or ``target``: which end of the domain mapping the jobs work for."""
-    name_contains: str | None = None
-    created_from: datetime | None = None
-    created_until: datetime | None = None
-    scheduled_from: datetime | None = None
-    scheduled_until: datetime | None = None
-    finished_from: datetime | None = None
-    finished_until: datetime | None = None
-
-
-def list_page(conn: Connection, tenant: str | None, only: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
-    """The newest jobs first, at most ``limit``, all older than the job ``before``: a keyset, never an offset."""
-    query = sa.select(*_SHOWN).order_by(jobs.c.id.desc()).limit(limit)
-    if tenant is not None:
-        query = query.where(jobs.c.tenant == tenant)
-    if before is not None:
-        query = query.where(jobs.c.id < before)
-    return [as_job(row) for row in conn.execute(query.where(*_conditions(only)))]
-
-
-def _conditions(only: JobFilter) -> Iterable[Any]:
-    for column, values in (
-        (jobs.c.status, only.statuses), (jobs.c.reason, only.reasons), (jobs.c.kind, only.kinds),
-        (jobs.c.queue, only.queues),
-    ):  # fmt: skip
-        if values:
-            yield column.in_(sorted(values))
-    for column, value in (
-        (jobs.c.trigger, only.trigger), (jobs.c.workflow_id, only.workflow_id), (jobs.c.parent_id, only.parent_id),
-        (jobs.c.domain, only.domain), (jobs.c.domain_end, only.domain_end),
-    ):  # fmt: skip
-        if value is not None:
-            yield column == value
-    if only.name_contains:
-        yield jobs.c.name.contains(only.name_contains, autoescape=True)
-    for column, since, until in (
-        (jobs.c.created_at, only.created_from, only.created_until),
-        (jobs.c.scheduled_at, only.scheduled_from, only.scheduled_until),
-        (jobs.c.finished_at, only.finished_from, only.finished_until),
-    ):
-        if since is not None:
-            yield column >= since
-        if until is not None:
-            yield column < until
 
 
 def list_attempts(conn: Connection, job_id: UUID) -> list[Attempt]:
