@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import fanout, latency, lateness, schedules, throughput, web
+from bench import analytics, fanout, latency, lateness, listings, schedules, throughput, web
 from bench.stack import Servers, servers
 
-BENCHES = ("throughput", "latency", "lateness", "schedules", "fanout", "web")
+BENCHES = ("throughput", "latency", "lateness", "schedules", "fanout", "web", "listings", "analytics")
 
 
 def run(name: str, where: Servers, options: argparse.Namespace) -> dict[str, Any]:
@@ -39,6 +39,8 @@ def run(name: str, where: Servers, options: argparse.Namespace) -> dict[str, Any
             sizes=[500] if quick else [1_000, 10_000, 1_000_000],
         ),
         "web": lambda: web.measure(where, seconds=1.0 if quick else 10.0, clients=16, readers=20 if quick else 200),
+        "analytics": lambda: analytics.measure(where, jobs=100_000 if quick else 10_000_000, flows=5 if quick else 100),
+        "listings": lambda: listings.measure(where, sizes=[10_000] if quick else [10_000, 100_000, 1_000_000]),
     }  # fmt: skip
     return measure[name]()
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from uuid import UUID
 
 from jobq import telemetry
+from jobq.analytics import Trends
 from jobq.changes import Feed, Wanted, follow_changes
 from jobq.cursors import fingerprint, make_cursor, read_cursor
 from jobq.definition import JobRequest, checked_all, requests_of
@@ -23,13 +24,13 @@ from jobq.duration import HINT, parse_duration
 from jobq.errors import Conflict, InvalidInput
 from jobq.hooks import Hooks
 from jobq.keys import Keys
-from jobq.models import Artifact, Attempt, Change, Job, JobFilter, LogLine, Page
+from jobq.models import Artifact, Attempt, Change, Job, JobFilter, LogLine, Page, Total
 from jobq.operations import Connectors, Queues, Secrets, Tenants, Workers
 from jobq.quotas import Quotas
 from jobq.remote.client import RemoteJobQ
 from jobq.settings import Settings, is_http
 from jobq.states import Status, Trigger
-from jobq.store import artifacts, audit, control
+from jobq.store import artifacts, audit, control, listing
 from jobq.store import jobs as store
 from jobq.store import why as reasons
 from jobq.store.audit import AuditEvent, AuditFilter
@@ -37,7 +38,8 @@ from jobq.store.connectors import check_references
 from jobq.store.database import Database
 from jobq.store.fanin import child_spec
 from jobq.store.jobs import NewJob, new_id
-from jobq.store.prune import prune
+from jobq.store.prune import Kept, prune_all
+from jobq.store.rollup import roll_up
 from jobq.store.wakeup import announce, is_to_announce, ring
 from jobq.store.webhook_events import named_endpoint
 from jobq.store.workers import database_now
@@ -56,11 +58,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 SYNC = "SYNC"
 _INSERTED_AT_ONCE = 5000
-_DELETED_AT_ONCE = 1000
 _MOST_LINES = 1000
 
 
-class JobQ(Workflows, Syncs, metaclass=ABCMeta):
+class JobQ(Workflows, Syncs, Trends, metaclass=ABCMeta):
     """A tenant's door to jobq: workflows (``jobq.workflows``), jobs (here), ``queues``, ``tenants`` and ``workers``.
 
     ``JobQ()`` reads ``JOBQ_DATABASE_URL`` and ``JOBQ_TENANT``. ``actor`` names who acts, for the record of
@@ -300,7 +301,11 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
             return store.get(conn, self.tenant, job_id)
 
     def list(self, *, limit: int = 50, cursor: str | None = None, **only: Any) -> Page[Job]:
-        """The newest jobs first; ``only``: the fields of ``jobq.store.jobs.JobFilter``. ``limit``: 1 to 200."""
+        """The newest jobs first; ``only``: the fields of ``jobq.store.listing.JobFilter``. ``limit``: 1 to 200.
+
+        A page costs the same however many jobs there are. One that would have to look at too many, for a rare text in
+        a name for instance, comes back with fewer, or none, and a ``next_cursor`` that goes on from there.
+        """
         if not 1 <= limit <= 200:
             raise InvalidInput("limit is between 1 and 200.", pointer="/limit")
         wanted = JobFilter(**only)
@@ -311,10 +316,14 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
         filters = fingerprint(listing="jobs", tenant=self.tenant, only=only)
         before = read_cursor(self._cursor_key, filters, cursor)
         with self.database.read() as conn:
-            found = store.list_page(conn, self.tenant, wanted, before=before, limit=limit + 1)
-        more = len(found) > limit
-        page = found[:limit]
-        return Page(page, make_cursor(self._cursor_key, filters, page[-1].id) if more else None)
+            found = listing.list_page(conn, self.tenant, wanted, before=before, limit=limit)
+        more = None if found.behind is None else make_cursor(self._cursor_key, filters, found.behind)
+        return Page(found.jobs, more)
+
+    def count(self, **only: Any) -> Total:
+        """How many jobs a listing has: exact up to 10,000, beyond that an estimate (on SQLite always exact)."""
+        with self.database.read() as conn:
+            return listing.count(conn, self.tenant, JobFilter(**only))
 
     @property
     def _cursor_key(self) -> bytes:
@@ -472,26 +481,22 @@ class JobQ(Workflows, Syncs, metaclass=ABCMeta):
     def prune(self, older_than: timedelta | float | str | None = None) -> int:
         """Delete the jobs of all tenants that ended longer ago than this; returns how many.
 
-        None: longer than ``JOBQ_RETENTION``. Jobs of a workflow that has its own retention follow that. In
-        transactions of 1,000, so that nobody waits for it.
+        None: than the operator's settings say (``JOBQ_RETENTION`` and its like), and logs that are kept shorter. Jobs
+        of a workflow that has its own retention follow that; those that an idempotency key of the last 24 hours stands
+        for are kept so long. In transactions of 1,000, so that nobody waits for it.
         """
         try:
-            kept = self.settings.retention if older_than is None else parse_duration(older_than)
+            kept = (
+                Kept.by(self.settings) if older_than is None else Kept.alike(parse_duration(older_than).total_seconds())
+            )
         except ValueError as error:
             raise InvalidInput(f"older_than is wrong: {error}.", hint=HINT, pointer="/older_than") from None
-        total, deleted = 0, _DELETED_AT_ONCE
-        while deleted == _DELETED_AT_ONCE:
-            deleted = self.database.run(
-                lambda conn: prune(
-                    conn,
-                    kept.total_seconds(),
-                    _DELETED_AT_ONCE,
-                    events_kept=self.settings.audit_retention.total_seconds(),
-                )
-            )
-            total += deleted
+        kept = replace(kept, events=self.settings.audit_retention.total_seconds())
+        while self.database.run(lambda conn: roll_up(conn, lag=0.0)):
+            pass  # what is deleted counts in analytics
+        total = prune_all(self.database, kept)
         if total:
-            detail = {"deleted": total, "older_than_seconds": kept.total_seconds()}
+            detail = {"deleted": total, "older_than_seconds": kept.shortest}
             self.database.run(lambda conn: control.add_event(conn, "", "jobs:all", "prune", self.actor, detail=detail))
         return total
 

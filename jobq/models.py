@@ -382,8 +382,19 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Total:
+    """How many a listing has. ``exact`` false: an estimate."""
+
+    count: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """A part of a listing. ``next_cursor`` is opaque; None: there is no more."""
+    """A part of a listing. ``next_cursor`` is opaque; None: there is no more.
+
+    A page that is short, or empty, and has a ``next_cursor`` took too long to fill: there may be more behind it.
+    """
 
     items: list[Item]
     next_cursor: str | None

@@ -190,7 +190,15 @@ class Settings(BaseSettings):
     """Of each job's log; half of it is kept from the head, half from the tail."""
     max_spec_bytes: int = 256 * 1024
     retention: Duration = timedelta(days=30)
-    """How long finished jobs are kept."""
+    """How long finished jobs are kept; a workflow may have a retention of its own."""
+    retention_completed: Duration | None = None
+    """Instead of that for COMPLETED jobs, and so on; none: the same."""
+    retention_failed: Duration | None = None
+    retention_canceled: Duration | None = None
+    retention_logs: Duration | None = None
+    """How long the logs of finished jobs are kept, of any workflow; none, or longer: as long as the jobs."""
+    retention_rollups: Duration = timedelta(days=730)
+    """How far analytics go back."""
     audit_retention: Duration = timedelta(days=400)
     """How long it stays on record who did what, to jobs that are gone too."""
     webhook_timeout: Duration = timedelta(seconds=15)

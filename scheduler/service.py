@@ -13,6 +13,7 @@ from jobq.loop import Loop
 from jobq.settings import Settings
 from jobq.store.database import Database
 from jobq.store.jobs import new_id
+from jobq.store.prune import Kept
 from jobq.store.wakeup import Listener
 from jobq.store.workers import scheduler_seen
 from scheduler.deliver import Deliverer
@@ -23,6 +24,7 @@ from scheduler.prune import Pruner
 from scheduler.publish import Publisher
 from scheduler.reap import Reaper
 from scheduler.resend import Resender
+from scheduler.rollup import Roller
 from scheduler.stale import StaleCollector
 from scheduler.wake import Waker
 
@@ -68,10 +70,8 @@ class Scheduler:
             Loop("reap", reaper.tick),
             Loop("fan-in", FanIn(self._database, ready).tick),
             Loop("stale", StaleCollector(self._database).tick),
-            Loop(
-                "prune",
-                Pruner(self._database, settings.retention, settings.audit_retention, settings.webhook_retention).tick,
-            ),
+            Loop("roll up", Roller(self._database).tick),
+            Loop("prune", Pruner(self._database, Kept.by(settings), settings.webhook_retention).tick),
             self._delivery,
             Loop("seen", self._say_alive),
         ]

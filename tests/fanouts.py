@@ -17,7 +17,7 @@ from jobq.mapping import content_hash
 from jobq.models import Attempt, FanOut, Job, Outcome, Replicated
 from jobq.retry import OF_CHILDREN
 from jobq.states import Reason
-from jobq.store import control, exports, fanin, fanout, jobs, promote, settle
+from jobq.store import control, exports, fanin, fanout, jobs, listing, promote, settle
 from jobq.store.claim import TAKEN, Claimed, Report, with_data
 from jobq.store.entities import Content
 from jobq.store.fanout import Added, ChildPolicy, Owner, Sifted, TargetPlan
@@ -143,8 +143,8 @@ class FanOuts(Store):
 
     def children(self, sync: Sync | UUID) -> list[Job]:
         """In the order in which they were made."""
-        only = jobs.JobFilter(parent_id=sync if isinstance(sync, UUID) else sync.id)
-        return self.look(jobs.list_page, None, only, before=None, limit=100_000)[::-1]
+        only = listing.JobFilter(parent_id=sync if isinstance(sync, UUID) else sync.id)
+        return self.look(listing.list_page, None, only, before=None, limit=100_000, patience=60).jobs[::-1]
 
     def child(self, sync: Sync | UUID, key: str, target: str = "crm") -> Job:
         (found,) = [job for job in self.children(sync) if (job.entity_key, job.target) == (key, target)]

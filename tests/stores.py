@@ -14,7 +14,7 @@ from jobq.models import Attempt, Job, Outcome, Step, Workflow
 from jobq.retry import RetryPolicy
 from jobq.states import Desired
 from jobq.store import claim as claims
-from jobq.store import control, finish, jobs, materialize, promote, workers, workflows
+from jobq.store import control, finish, jobs, listing, materialize, promote, workers, workflows
 from jobq.store import why as reasons
 from jobq.store.claim import Claimant, Claimed, Report
 from jobq.store.database import Database, later
@@ -210,7 +210,9 @@ class Store:
 
     def jobs_of(self, workflow: Workflow) -> list[Job]:
         """Its jobs, oldest first."""
-        page = self.look(jobs.list_page, None, jobs.JobFilter(workflow_id=workflow.id), before=None, limit=1000)
+        page = self.look(
+            listing.list_page, None, listing.JobFilter(workflow_id=workflow.id), before=None, limit=1000, patience=60
+        ).jobs
         return page[::-1]
 
     def job_of(self, workflow: Workflow, **fields: Any) -> jobs.NewJob:

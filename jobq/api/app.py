@@ -14,7 +14,20 @@ from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobq import metrics, telemetry
-from jobq.api import audit, events, health, hooks, jobs, links, logs, operations, problems, webhooks, workflows
+from jobq.api import (
+    analytics,
+    audit,
+    events,
+    health,
+    hooks,
+    jobs,
+    links,
+    logs,
+    operations,
+    problems,
+    webhooks,
+    workflows,
+)
 from jobq.api import metrics as scraped
 from jobq.api.access import Access
 from jobq.api.events import Broadcast
@@ -60,7 +73,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
     problems.install(app)
     for router in (
         jobs.router, logs.router, workflows.router, hooks.router, operations.router, audit.router, events.router,
-        webhooks.router,
+        webhooks.router, analytics.router,
     ):  # fmt: skip
         app.include_router(router, prefix=_PREFIX, responses=problems.documented(401))
     app.include_router(health.router)

@@ -10,8 +10,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from jobq.api.access import Reader, Runner
 from jobq.api.bodies import IdempotencyKey, body, described, described_many, many
-from jobq.api.listings import Cursor, Limit, Listing, listing, whole
+from jobq.api.listings import Counted, Cursor, Limit, Listing, listing, whole
 from jobq.api.problems import documented
+from jobq.client import JobQ
 from jobq.definition import JobRequest
 from jobq.models import Artifact, Attempt, Export, FanOut, Job, Problem
 from jobq.states import Reason, Status, Trigger
@@ -75,6 +76,7 @@ class Wanted(BaseModel):
     finished_until: AwareDatetime | None = None
     limit: int = Field(50, ge=1, le=200)
     cursor: str | None = Field(None, max_length=200, description="next_cursor of the page before, with its filters.")
+    total: bool = Field(False, description="Count them, too.")
 
     def filters(self, **fixed: Any) -> dict[str, Any]:
         """The arguments of ``JobQ.list``; ``fixed`` ones win."""
@@ -85,10 +87,16 @@ class Wanted(BaseModel):
             "queue": "queues",
             "name": "name_contains",
         }
-        values: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        values: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields if name != "total"}
         found = {plural.get(name, name): value for name, value in values.items()}
         sets = {name: frozenset(found[name]) for name in ("statuses", "reasons", "kinds", "queues")}
         return {**found, **sets, **fixed}
+
+    def answer(self, jobq: JobQ, **fixed: Any) -> Any:
+        """The page that is wanted, counted if that is wanted."""
+        only = self.filters(**fixed)
+        page, counted = jobq.list(**only), {name: only[name] for name in only if name not in {"limit", "cursor"}}
+        return listing(page, total=jobq.count(**counted) if self.total else None)
 
 
 Filters = Annotated[Wanted, Query()]
@@ -126,9 +134,9 @@ def enqueue_batch(
 
 
 @router.get("/jobs", responses=documented(400, 422, 503))
-def list_jobs(jobq: Reader, wanted: Filters) -> Listing[Job]:
+def list_jobs(jobq: Reader, wanted: Filters) -> Counted[Job]:
     """The newest first, of this tenant; a SYNC's children too, unless a filter says otherwise."""
-    return listing(jobq.list(**wanted.filters()))  # type: ignore[no-any-return]
+    return wanted.answer(jobq)  # type: ignore[no-any-return]
 
 
 @router.get("/jobs/{job_id}", responses=documented(404, 503))
@@ -171,10 +179,10 @@ def get_why(jobq: Reader, job_id: UUID) -> Why:
 
 
 @router.get("/jobs/{job_id}/children", responses=documented(400, 404, 422, 503))
-def list_children(jobq: Reader, job_id: UUID, wanted: Filters) -> Listing[Job]:
+def list_children(jobq: Reader, job_id: UUID, wanted: Filters) -> Counted[Job]:
     """The jobs that a SYNC fanned out, the newest first."""
     jobq.get(job_id)
-    return listing(jobq.list(**wanted.filters(parent_id=job_id)))  # type: ignore[no-any-return]
+    return wanted.answer(jobq, parent_id=job_id)  # type: ignore[no-any-return]
 
 
 @router.get("/jobs/{job_id}/fanout", responses=documented(404, 503))

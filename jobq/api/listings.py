@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict
 
-from jobq.models import Page
+from jobq.models import Page, Total
 
 Item = TypeVar("Item")
 
@@ -16,7 +16,9 @@ Cursor = Annotated[str | None, Query(max_length=200, description="next_cursor of
 
 
 class Listing(BaseModel, Generic[Item]):
-    """A page. ``next_cursor`` null: it is the last one."""
+    """A page. ``next_cursor`` null: it is the last one. A page that took too long to fill is short, or empty, and has
+    a ``next_cursor``: there may be more.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -24,9 +26,15 @@ class Listing(BaseModel, Generic[Item]):
     next_cursor: str | None = None
 
 
-def listing(page: Page[Any]) -> Any:
+class Counted(Listing[Item], Generic[Item]):
+    """A page, and with ``?total=true`` how many there are on all pages: an estimate above 10,000."""
+
+    total: Total | None = None
+
+
+def listing(page: Page[Any], **more: Any) -> Any:
     """A page of the client as it is answered."""
-    return {"items": page.items, "next_cursor": page.next_cursor}
+    return {"items": page.items, "next_cursor": page.next_cursor, **more}
 
 
 def whole(items: Any) -> Any:

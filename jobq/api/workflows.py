@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from jobq.api.access import Admin, Reader, Runner
 from jobq.api.bodies import Document, IdempotencyKey, body, described, described_many, many, models
 from jobq.api.jobs import Filters
-from jobq.api.listings import Cursor, Limit, Listing, listing, whole
+from jobq.api.listings import Counted, Cursor, Limit, Listing, listing, whole
 from jobq.api.problems import documented
 from jobq.definition import Definition, Particulars
 from jobq.errors import InvalidInput
@@ -135,7 +135,7 @@ def trigger(
 
 
 @router.get("/workflows/{workflow_id}/jobs", responses=documented(400, 404, 422, 503))
-def list_jobs_of(jobq: Reader, workflow_id: UUID, wanted: Filters) -> Listing[Job]:
+def list_jobs_of(jobq: Reader, workflow_id: UUID, wanted: Filters) -> Counted[Job]:
     """Its jobs, the newest first."""
     jobq.get_workflow(workflow_id)
-    return listing(jobq.list(**wanted.filters(workflow_id=workflow_id)))  # type: ignore[no-any-return]
+    return wanted.answer(jobq, workflow_id=workflow_id)  # type: ignore[no-any-return]

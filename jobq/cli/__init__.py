@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from jobq.cli import (
+    analytics,
     audit,
     configuration,
     connectors,
@@ -38,7 +39,7 @@ from jobq.errors import JobQError
 
 _ORDER = (
     "enqueue", "job", "workflow", "connector", "sync", "queue", "tenant", "secret", "key", "webhook", "audit", "dev", "scheduler", "worker", "api", "db",
-    "prune", "config", "doctor",
+    "analytics", "prune", "config", "doctor",
 )  # fmt: skip
 
 
@@ -119,6 +120,7 @@ app.command()(service.scheduler)
 app.command()(service.api)
 app.command()(service.dev)
 app.add_typer(database.app, name="db")
+app.command()(analytics.analytics)
 app.command()(database.prune)
 app.command()(audit.audit)
 app.command()(configuration.config)

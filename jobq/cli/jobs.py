@@ -94,6 +94,7 @@ def list_jobs(
     watch: Annotated[
         bool, Option("--watch", "-w", help="Instead, a line for each job as it changes, on and on.")
     ] = False,
+    total: Annotated[bool, Option("--total", help="Count them, too: an estimate above 10,000.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """The newest jobs first."""
@@ -101,12 +102,16 @@ def list_jobs(
         if watch:
             _watch(jobq, filters.asked(jobq), as_json=as_json)
             return
-        page = jobq.list(limit=limit, cursor=cursor, **filters.asked(jobq))
+        only = filters.asked(jobq)
+        page, count = jobq.list(limit=limit, cursor=cursor, **only), jobq.count(**only) if total else None
     if as_json:
-        write_listing(page.items, page.next_cursor)
+        write_listing(page.items, page.next_cursor, **given(total=count))
         return
     head = ("ID", "STATUS", "KIND", "NAME", "CREATED", "TOOK")
-    write_table(head, map(_row, page.items), empty="No job matches.", cut="NAME", drop=("TOOK", "KIND"))
+    empty = "No job matches so far." if page.next_cursor else "No job matches."
+    write_table(head, map(_row, page.items), empty=empty, cut="NAME", drop=("TOOK", "KIND"))
+    if count is not None:
+        say(f"{'' if count.exact else 'About '}{count.count:,} match.", stderr=True)
     _tell_more(page)
 
 

@@ -18,6 +18,7 @@ from jobq.errors import NotFound
 from jobq.models import FanOut, Job, JobFilter, Workflow, WorkflowStatus
 from jobq.states import Reason, Status
 from jobq.store import exports, jobs, workflows
+from jobq.store.listing import list_page
 from jobq.store.workers import database_now
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Watch:
 
     def _look_at_jobs(self, conn: Connection) -> list[Job]:
         """The newest jobs that are no children, and those that were shown before their children came."""
-        rows = jobs.list_page(conn, None, _NO_FILTER, before=None, limit=_NEWEST)
+        rows = list_page(conn, None, _NO_FILTER, before=None, limit=_NEWEST).jobs
         found = {job.id: job for job in rows if job.entity_key is None}
         if len(found) < len(rows):
             found |= {job_id: job for job_id, job in self._shown.items() if job.finished and job_id not in found}

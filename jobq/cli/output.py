@@ -139,9 +139,9 @@ def write_json(value: Any, *, indent: int | None = 2) -> None:
     write(escaped + "\n")
 
 
-def write_listing(items: Iterable[Any], next_cursor: str | None = None) -> None:
+def write_listing(items: Iterable[Any], next_cursor: str | None = None, **more: Any) -> None:
     """Every listing has this shape, as over HTTP."""
-    write_json({"items": list(items), "next_cursor": next_cursor})
+    write_json({"items": list(items), "next_cursor": next_cursor, **more})
 
 
 # --- for people ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from jobq.models import Job, Workflow
 from jobq.store.database import id_list, is_one_of, later
-from jobq.store.jobs import as_job, shown
+from jobq.store.jobs import SHOWN, as_job
 from jobq.store.tables import events, jobs, workflows
 from jobq.store.workers import database_now
 from jobq.store.workflows import as_workflow
@@ -105,7 +105,7 @@ def version_of(job: Job) -> Version:
 def read(conn: Connection, tenant: str | None, ids: Sequence[UUID]) -> list[Job]:
     """These jobs as they are, as far as they exist."""
     found: list[Job] = []
-    query = sa.select(*shown()).where(is_one_of(conn.dialect.name, jobs.c.id, "ids"), *_of(tenant)).order_by(jobs.c.id)
+    query = sa.select(*SHOWN).where(is_one_of(conn.dialect.name, jobs.c.id, "ids"), *_of(tenant)).order_by(jobs.c.id)
     for start in range(0, len(ids), _AT_ONCE):
         part = {"ids": id_list(conn.dialect.name, ids[start : start + _AT_ONCE])}
         found += [as_job(row) for row in conn.execute(query, part)]

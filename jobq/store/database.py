@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from jobq import metrics
 from jobq.errors import Misconfigured, Unavailable
+from jobq.histogram import GROWTH, SHORTEST, bucket_of
 from jobq.settings import is_http
 from jobq.store import commits, patience
 
@@ -130,6 +132,65 @@ def _plus_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     )
 
 
+class epoch(FunctionElement[float]):  # noqa: N801
+    """``epoch(instant)``: seconds since 1970."""
+
+    type = sa.Float()
+    inherit_cache = True
+    name = "epoch"
+
+
+@compiles(epoch, POSTGRESQL)
+def _epoch_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"extract(epoch FROM {compiler.process(element.clauses, **kw)})::float8"
+
+
+@compiles(epoch)
+def _epoch_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    instant = compiler.process(element.clauses, **kw)
+    return f"(CAST(strftime('%s', {instant}) AS REAL) + CAST(substr({instant}, 20, 7) AS REAL))"
+
+
+class period(FunctionElement[int]):  # noqa: N801
+    """``period(instant, seconds)``: the start of the period of that length that it lies in, in seconds since 1970."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+    name = "period"
+
+
+@compiles(period, POSTGRESQL)
+def _period_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    instant, length = (compiler.process(each, **kw) for each in element.clauses)
+    return f"(floor(extract(epoch FROM {instant}) / {length})::bigint * {length})"
+
+
+@compiles(period)
+def _period_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    instant, length = (compiler.process(each, **kw) for each in element.clauses)
+    return f"(CAST(strftime('%s', {instant}) AS INTEGER) / {length} * {length})"
+
+
+class bucket(FunctionElement[int]):  # noqa: N801
+    """``bucket(seconds)``: see ``jobq.histogram.bucket_of``; NULL of NULL."""
+
+    type = sa.Integer()
+    inherit_cache = True
+    name = "bucket"
+
+
+@compiles(bucket, POSTGRESQL)
+def _bucket_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    longer = f"ln(greatest({seconds}, {SHORTEST}) / {SHORTEST}) / {math.log(GROWTH)!r}"
+    return f"CASE WHEN {seconds} IS NOT NULL THEN ceil({longer})::integer END"
+
+
+@compiles(bucket)
+def _bucket_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"jobq_bucket({compiler.process(element.clauses, **kw)})"
+
+
 class json_parts(FunctionElement[Any]):  # noqa: N801
     """``json_parts(document, …)``: documents as one, a list in that order; NULL is null."""
 
@@ -228,9 +289,32 @@ def estimated_rows(conn: Connection, query: Select[Any]) -> int:
     """How many rows the query would give, by the planner's statistics, without running it. 0: nobody can say."""
     if conn.dialect.name != POSTGRESQL:
         return 0
-    compiled = query.compile(dialect=conn.dialect)
-    plan = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {compiled}", dict(compiled.params)).scalar_one()
-    return int(plan[0]["Plan"]["Plan Rows"])
+    # Planned with the values themselves: prepared statements are planned for any (see _PLANNER).
+    statement = query.compile(dialect=conn.dialect, compile_kwargs={"literal_binds": True})
+    (plan,) = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}").scalar_one()
+    return int(plan["Plan"]["Plan Rows"])
+
+
+def committed_until(conn: Connection, lag: float) -> datetime:
+    """An instant from which on nothing is missing any more that ``now()`` dated earlier: all of it is committed.
+
+    Earlier than now by ``lag`` seconds at least. PostgreSQL: and than the start of every transaction that has written
+    and goes on, of which an application may keep one open; but of those only for ``_LATEST_COMMIT``. SQLite: who writes
+    is alone, and that is the caller.
+    """
+    end = later(-max(lag, 0.001))
+    if conn.dialect.name == POSTGRESQL:
+        writer = sa.func.coalesce(_OLDEST_WRITER, now())  # greatest() passes over NULL
+        end = sa.func.least(end, sa.func.greatest(later(-_LATEST_COMMIT), writer))
+    found: datetime = conn.execute(sa.select(sa.type_coerce(end, Instant()))).scalar_one()
+    return found
+
+
+_LATEST_COMMIT = 3600.0
+_OLDEST_WRITER: ColumnElement[datetime] = sa.literal_column(
+    "(SELECT min(xact_start) - interval '1 microsecond' FROM pg_stat_activity WHERE backend_xid IS NOT NULL"
+    " AND datname = current_database() AND pid <> pg_backend_pid())"
+)
 
 
 # --- locks and wake-ups ---------------------------------------------------------------------------------------
@@ -492,6 +576,7 @@ def _make_folder(folder: Path) -> None:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say, see _begin_sqlite
+    connection.create_function("jobq_bucket", 1, bucket_of, deterministic=True)
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}").close()
 
@@ -514,8 +599,30 @@ def _transaction(conn: Connection) -> str | None:
 
 
 __all__ = [
-    "CHANNEL", "POSTGRESQL", "Connection", "Database", "Instant", "Json", "Refusal", "estimated_rows", "id_list",
-    "incoming", "insert",
-    "insert_both", "instant_text", "is_one_of", "json_parts", "later", "notify", "now", "picked_once", "plus", "rows_json",
+    "CHANNEL",
+    "POSTGRESQL",
+    "Connection",
+    "Database",
+    "Instant",
+    "Json",
+    "Refusal",
+    "bucket",
+    "committed_until",
+    "epoch",
+    "estimated_rows",
+    "id_list",
+    "incoming",
+    "insert",
+    "insert_both",
+    "instant_text",
+    "is_one_of",
+    "json_parts",
+    "later",
+    "notify",
+    "now",
+    "period",
+    "picked_once",
+    "plus",
+    "rows_json",
     "take_promote_lock",
 ]  # fmt: skip

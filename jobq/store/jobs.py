@@ -16,7 +16,7 @@ from sqlalchemy.sql import ColumnElement
 
 from jobq import metrics, telemetry
 from jobq.errors import Conflict, NotFound
-from jobq.models import Attempt, Job, JobFilter, Step
+from jobq.models import Attempt, Job, Step
 from jobq.states import Desired, Reason, Status, Trigger
 from jobq.store.after import lock_upstreams, wait_for
 from jobq.store.commits import after_commit
@@ -319,17 +319,13 @@ def remember_request(conn: Connection, tenant: str, key: str, body_hash: str, jo
 
 # --- looking ------------------------------------------------------------------------------------------------
 
-_SHOWN = [jobs.c[name] for name in _SHOWN_NAMES]
-
-
-def shown() -> list[Any]:
-    """The columns that ``as_job`` reads."""
-    return _SHOWN
+SHOWN = [jobs.c[name] for name in _SHOWN_NAMES]
+"""The columns that ``as_job`` reads."""
 
 
 def as_job(row: Row[Any]) -> Job:
     """A row of ``jobq_jobs`` as applications see it."""
-    values = row._asdict()
+    values = dict(zip(_SHOWN_NAMES, row, strict=False))  # other columns may follow
     values["status"], values["reason"] = Status(row.status), Reason(row.reason)
     values["desired"], values["trigger"] = Desired(row.desired), Trigger(row.trigger)
     return Job(**values)
@@ -337,7 +333,7 @@ def as_job(row: Row[Any]) -> Job:
 
 def get(conn: Connection, tenant: str | None, job_id: UUID) -> Job:
     """The job, or NotFound, also for another tenant's. ``tenant`` None: an operator, who sees all tenants."""
-    query = sa.select(*_SHOWN).where(jobs.c.id == job_id)
+    query = sa.select(*SHOWN).where(jobs.c.id == job_id)
     row = conn.execute(query if tenant is None else query.where(jobs.c.tenant == tenant)).first()
     if row is None:
         raise NotFound(f"There is no job {job_id}.", hint="jobq job list shows the newest ones.")
@@ -352,48 +348,12 @@ def get_many(conn: Connection, ids: Collection[UUID]) -> list[Job]:
 
 @cache
 def _get_many(dialect: str) -> Any:
-    return sa.select(*_SHOWN).where(is_one_of(dialect, jobs.c.id, "ids"))
+    return sa.select(*SHOWN).where(is_one_of(dialect, jobs.c.id, "ids"))
 
 
 def get_data(conn: Connection, job_id: UUID) -> Row[Any]:
     """Spec, state, retry policy and checkpoint of a job that exists, and is no child: see ``fanin.child_spec``."""
     return conn.execute(sa.select(job_data).where(job_data.c.job_id == job_id)).one()
-
-
-def list_page(conn: Connection, tenant: str | None, only: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
-    """The newest jobs first, at most ``limit``, all older than the job ``before``: a keyset, never an offset."""
-    query = sa.select(*_SHOWN).order_by(jobs.c.id.desc()).limit(limit)
-    if tenant is not None:
-        query = query.where(jobs.c.tenant == tenant)
-    if before is not None:
-        query = query.where(jobs.c.id < before)
-    return [as_job(row) for row in conn.execute(query.where(*_conditions(only)))]
-
-
-def _conditions(only: JobFilter) -> Iterable[Any]:
-    for column, values in (
-        (jobs.c.status, only.statuses), (jobs.c.reason, only.reasons), (jobs.c.kind, only.kinds),
-        (jobs.c.queue, only.queues),
-    ):  # fmt: skip
-        if values:
-            yield column.in_(sorted(values))
-    for column, value in (
-        (jobs.c.trigger, only.trigger), (jobs.c.workflow_id, only.workflow_id), (jobs.c.parent_id, only.parent_id),
-        (jobs.c.domain, only.domain), (jobs.c.domain_end, only.domain_end),
-    ):  # fmt: skip
-        if value is not None:
-            yield column == value
-    if only.name_contains:
-        yield jobs.c.name.contains(only.name_contains, autoescape=True)
-    for column, since, until in (
-        (jobs.c.created_at, only.created_from, only.created_until),
-        (jobs.c.scheduled_at, only.scheduled_from, only.scheduled_until),
-        (jobs.c.finished_at, only.finished_from, only.finished_until),
-    ):
-        if since is not None:
-            yield column >= since
-        if until is not None:
-            yield column < until
 
 
 def list_attempts(conn: Connection, job_id: UUID) -> list[Attempt]:

@@ -23,6 +23,9 @@ HELD = "reason IN ('scheduled', 'retrying', 'requeued', 'blocked', 'paused')"
 """Jobs that wait for something else than room, and paused SYNCs."""
 _TERMINAL = ", ".join(f"'{status}'" for status in sorted(status for status, edges in EDGES.items() if not edges))
 
+_ODD = "finished_at IS NOT NULL AND reason <> 'succeeded'"
+"""Ends that are looked for among many that went well, which pay nothing for these indexes."""
+
 
 def _index(name: str, *columns: object, where: str | None = None, unique: bool = False) -> Index:
     predicate = sa.text(where) if where else None
@@ -79,9 +82,21 @@ jobs = Table(
     Column("traceparent", sa.Text),  # the trace that it belongs to, if any: see jobq.telemetry
     # NULL: no webhook listens, and no transition looks any further. Else how many events of the job were numbered.
     Column("hooked", sa.Integer),
-    _index("jobq_jobs_list_by_tenant", "tenant", "id"),
+    # Live jobs by tenant; ended ones, which never change, by all that they are told apart by: there are few sorts, and
+    # a listing steps from one to the next (jobq.store.listing). Together they cost what one index of all jobs would.
+    _index("jobq_jobs_list_live", "tenant", "id", where="finished_at IS NULL"),
+    _index(
+        "jobq_jobs_list_ended", "tenant", "queue", "kind", "trigger", "reason", "id", where="finished_at IS NOT NULL",
+    ),
     _index("jobq_jobs_list_by_workflow", "workflow_id", "id", where="workflow_id IS NOT NULL"),
     _index("jobq_jobs_list_by_parent", "parent_id", "id", where="parent_id IS NOT NULL"),
+    _index(
+        "jobq_jobs_odd_of_workflow", "workflow_id", "reason", "id", where=f"workflow_id IS NOT NULL AND {_ODD}",
+    ),
+    _index("jobq_jobs_odd_of_parent", "parent_id", "reason", "id", where=f"parent_id IS NOT NULL AND {_ODD}"),
+    _index("jobq_jobs_list_by_domain", "tenant", "domain", "id", where="domain IS NOT NULL"),
+    _index("jobq_jobs_list_by_schedule", "tenant", "scheduled_at", where="scheduled_at IS NOT NULL"),
+    _index("jobq_jobs_finished", "finished_at", where="finished_at IS NOT NULL"),
     _index(
         "jobq_jobs_promote", "queue", "tenant", "lane", sa.text("priority DESC"), "ready_at", "id",
         where="reason = 'ready'",
@@ -105,7 +120,6 @@ jobs = Table(
         "jobq_jobs_live_of_entity", "tenant", "domain", "target", "entity_key",
         where="entity_key IS NOT NULL AND finished_at IS NULL",
     ),
-    _index("jobq_jobs_finished", "finished_at", where="finished_at IS NOT NULL"),
     sa.CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", name="jobq_jobs_finished"),
     sa.CheckConstraint("(next_send_at IS NOT NULL) = (status = 'QUEUED')", name="jobq_jobs_queued"),
     # Rows of the hot path change their indexed columns at each step: room on the page keeps the table dense.
@@ -189,6 +203,7 @@ requests = Table(
     Column("job_id", sa.Uuid, nullable=False),
     Column("created_at", Instant, nullable=False),
     _index("jobq_requests_prune", "created_at"),
+    _index("jobq_requests_of_job", "job_id"),
 )
 
 workflows = Table(
@@ -330,6 +345,38 @@ schedulers = Table(
     Column("version", sa.Text, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("renewed_at", Instant, nullable=False),
+)
+
+# --- analytics -----------------------------------------------------------------------------------------------
+
+rollups = Table(
+    "jobq_rollups",
+    metadata,
+    # What ended in an hour, or in a day (UTC): see jobq.store.rollup.
+    Column("tenant", sa.Text, primary_key=True),
+    Column("width", sa.Integer, primary_key=True),  # of the period, in seconds
+    Column("workflow_id", sa.Uuid, primary_key=True),  # or rollup.ALL, or rollup.NONE
+    Column("start", Instant, primary_key=True),
+    Column("kind", sa.Text, primary_key=True),
+    Column("queue", sa.Text, primary_key=True),
+    Column("jobs", sa.BigInteger, nullable=False),
+    Column("ends", Json, nullable=False),  # {reason: jobs}
+    Column("run", sa.Text, nullable=False),  # jobq.histogram.Histogram, as the next
+    Column("wait", sa.Text, nullable=False),
+    Column("run_seconds", sa.Float, nullable=False),
+    Column("wait_seconds", sa.Float, nullable=False),
+    Column("retries", sa.BigInteger, nullable=False),
+    Column("log_bytes", sa.BigInteger, nullable=False),
+    _index("jobq_rollups_of_workflows", "tenant", "width", "start", "workflow_id", "jobs"),
+    _index("jobq_rollups_prune", "start"),
+)
+
+rolled = Table(
+    "jobq_rolled",
+    metadata,
+    # One row: jobs that ended until then are in the rollups, later ones are not.
+    Column("id", sa.SmallInteger, primary_key=True),
+    Column("until", Instant, nullable=False),
 )
 
 # --- jobs that wait for jobs ---------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ DO $$ DECLARE name text; BEGIN
         WHERE datname = current_database() AND pid <> pg_backend_pid();
     FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
         IF name NOT LIKE 'jobq\\_%' THEN EXECUTE format('DROP TABLE %I CASCADE', name);
-        ELSIF name NOT IN ('jobq_installation', 'jobq_schema_version') THEN EXECUTE format('DELETE FROM %I', name);
+        ELSIF name NOT IN ('jobq_installation', 'jobq_rolled', 'jobq_schema_version') THEN
+            EXECUTE format('DELETE FROM %I', name);
         END IF;
     END LOOP;
+    UPDATE jobq_rolled SET until = to_timestamp(0);
 END $$
 """
 """Without the tables of the test itself, and without rows; in one statement, for it is done a thousand times."""

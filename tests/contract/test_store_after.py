@@ -12,7 +12,7 @@ from jobq.errors import NotFound
 from jobq.models import Outcome
 from jobq.settings import Settings
 from jobq.states import Reason, Trigger
-from jobq.store import control, jobs, prune, settle
+from jobq.store import control, jobs, prune, rollup, settle
 from tests.fanouts import in_threads
 from tests.stores import Store, ahead, failed
 
@@ -307,6 +307,7 @@ def test_retention_takes_no_job_that_somebody_waits_for(store: Store, worker: UU
     waiting = after(store, one.id, other.id)
     store.end(worker, one)
     store.pretend(one.id, finished_at=-10_000)
-    store.do(prune.prune, 60.0)
+    store.do(rollup.roll_up, lag=0.0)
+    store.do(prune.prune, prune.Kept.alike(60.0))
     store.end(worker, other)
     assert store.state(waiting) == "PENDING·ready"

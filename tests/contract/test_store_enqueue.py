@@ -11,6 +11,7 @@ from jobq.models import JobFilter
 from jobq.states import Desired, Status, Trigger
 from jobq.store import jobs
 from jobq.store.jobs import new_id
+from jobq.store.listing import list_page
 from tests.stores import Store, ahead, failed, new_job
 
 
@@ -211,7 +212,7 @@ def test_an_unknown_job_is_not_found(store: Store) -> None:
 def test_a_listing_shows_the_newest_first_and_goes_on_behind_the_last_one(store: Store) -> None:
     ids = store.enqueue(7)
     seen, before = [], None
-    while page := store.look(jobs.list_page, "acme", JobFilter(), before=before, limit=3):
+    while page := store.look(list_page, "acme", JobFilter(), before=before, limit=3).jobs:
         assert len(page) <= 3
         seen += [job.id for job in page]
         before = page[-1].id
@@ -221,14 +222,14 @@ def test_a_listing_shows_the_newest_first_and_goes_on_behind_the_last_one(store:
 def test_a_page_is_the_same_however_many_jobs_came_meanwhile(store: Store) -> None:
     ids = store.enqueue(4)
     store.enqueue(4)
-    page = store.look(jobs.list_page, "acme", JobFilter(), before=ids[2], limit=2)
+    page = store.look(list_page, "acme", JobFilter(), before=ids[2], limit=2).jobs
     assert [job.id for job in page] == [ids[1], ids[0]]
 
 
 def test_a_listing_shows_one_tenant_and_an_operator_all(store: Store) -> None:
     mine, theirs = store.enqueue_one(tenant="acme"), store.enqueue_one(tenant="other")
-    assert [job.id for job in store.look(jobs.list_page, "acme", JobFilter(), before=None, limit=9)] == [mine]
-    assert [job.id for job in store.look(jobs.list_page, None, JobFilter(), before=None, limit=9)] == [theirs, mine]
+    assert [job.id for job in store.look(list_page, "acme", JobFilter(), before=None, limit=9).jobs] == [mine]
+    assert [job.id for job in store.look(list_page, None, JobFilter(), before=None, limit=9).jobs] == [theirs, mine]
 
 
 def test_each_filter_narrows_a_listing(store: Store) -> None:
@@ -244,7 +245,7 @@ def test_each_filter_narrows_a_listing(store: Store) -> None:
     made = store.job(child).created_at
 
     def found(**only: Any) -> list[Any]:
-        return [job.id for job in store.look(jobs.list_page, "acme", JobFilter(**only), before=None, limit=99)]
+        return [job.id for job in store.look(list_page, "acme", JobFilter(**only), before=None, limit=99).jobs]
 
     assert found() == [later, child, of_flow, running]
     assert found(statuses=frozenset({Status.RUNNING})) == [running]

@@ -292,6 +292,27 @@ def test_prune_deletes_what_ended_and_only_that(command: Command) -> None:
     command.refused("validation_error", "prune", "--older-than", "long")
 
 
+def test_analytics_tell_what_ended_also_when_it_is_deleted(command: Command) -> None:
+    ended = command.job("enqueue", "heartbeat", "https://example.org/")
+    command.ok("job", "cancel", ended)
+    for _ in range(2):
+        (point,) = command.ok("analytics", "--json").document["items"]
+        assert (point["jobs"], point["reasons"], point["success_rate"]) == (1, {"by_user": 1}, None)
+        row = command.ok("analytics", "--by", "kind", "--last", "PT2H").out.splitlines()[1].split()
+        assert row[:5] == ["HEARTBEAT", "1", "0", "0", "1"]
+        command.ok("prune", "--older-than", "0")
+    assert len(command.ok("analytics", "--bucket", "hour", "--last", "P1D", "--json").document["items"]) in {24, 25}
+    command.refused("invalid_range", "analytics", "--last", "P90D", "--bucket", "hour")
+    command.refused("validation_error", "analytics", "--last", "long")
+
+
+def test_a_listing_tells_how_many_there_are(command: Command) -> None:
+    for _ in range(3):
+        command.job("enqueue", "heartbeat", "https://example.org/")
+    assert command.ok("job", "list", "--limit", "1", "--total").err == "3 match.\n"
+    assert command.ok("job", "list", "--total", "--json").document["total"] == {"count": 3, "exact": True}
+
+
 def test_flags_win_over_the_environment_which_wins_over_the_file(on_sqlite: Command, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(
         'tenant = "file"\nenv_id = "file"\nlog_level = "debug"\n[policy]\nimages = ["a"]\n'

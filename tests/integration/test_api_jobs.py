@@ -66,6 +66,8 @@ def test_listings_are_narrowed_and_paged_without_gap_or_repeat(api: Api) -> None
     assert ids(api.local.get("/v1/jobs?reason=by_user&kind=HEARTBEAT&trigger=MANUAL")) == [made[3]]
     assert ids(api.local.get("/v1/jobs?finished_from=2020-01-01T00:00:00Z")) == [made[3]]
     assert ids(api.local.get("/v1/jobs?scheduled_from=2020-01-01T00:00:00Z")) == []
+    assert api.local.get("/v1/jobs?name=job 4&total=true").json()["total"] == {"count": 1, "exact": True}
+    assert api.local.get("/v1/jobs?name=job 4").json()["total"] is None
     assert ids(api.local.get("/v1/jobs?created_until=2020-01-01T00:00:00%2B01:00")) == []
     seen, cursor = [], ""
     while cursor is not None:
@@ -137,6 +139,26 @@ def test_connectors_and_states_of_syncs(api: Api) -> None:
     assert api.local.delete("/v1/connectors/crm").status_code == 204
     assert api.local.get("/v1/sync-states").json()["items"] == []
     assert api.local.delete("/v1/sync-states/people").status_code == 404
+
+
+def test_analytics_over_http_are_those_of_the_tenant(api: Api) -> None:
+    job = api.made("/v1/jobs", HEARTBEAT)["id"]
+    api.local.post(f"/v1/jobs/{job}/cancel")
+    whole = api.local.get("/v1/analytics").json()
+    assert (whole["bucket"], whole["group_by"], whole["timezone"]) == (None, None, "UTC")
+    (point,) = whole["items"]
+    assert (point["jobs"], point["statuses"]["CANCELED"], point["reasons"]) == (1, 1, {"by_user": 1})
+    assert point["run"] == {"mean": None, "p50": None, "p95": None, "p99": None}
+    asked = "/v1/analytics?since=2026-01-01T00:00:00Z&until=2026-01-03T00:00:00Z&bucket=day&timezone=Europe/Berlin"
+    starts = [item["start"] for item in api.local.get(asked).json()["items"]]
+    assert starts == ["2025-12-31T23:00:00Z", "2026-01-01T23:00:00Z", "2026-01-02T23:00:00Z"]
+    (kind,) = api.local.get("/v1/analytics?group_by=kind&kind=HEARTBEAT&queue=heartbeat").json()["items"]
+    assert (kind["kind"], kind["jobs"]) == ("HEARTBEAT", 1)
+    assert api.local.get("/v1/analytics?kind=SYNC").json()["items"][0]["jobs"] == 0
+    for wrong in ("bucket=week", "limit=101", "timezone=Mars", "since=2026-01-01T00:00:00", "by=kind"):
+        assert api.local.get(f"/v1/analytics?{wrong}").status_code == 422, wrong
+    other = api.holder("other", "read")
+    assert other.get("/v1/analytics").json()["items"][0]["jobs"] == 0
 
 
 def test_the_document_says_what_there_is(api: Api) -> None:

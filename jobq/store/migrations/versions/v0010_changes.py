@@ -15,8 +15,5 @@ down_revision = "0009"
 def upgrade() -> None:
     """A job pays for its index once, when it ends."""
     ended = sa.text("finished_at IS NOT NULL")
-    op.create_index(
-        "jobq_jobs_finished", "jobq_jobs", ["finished_at"], postgresql_where=ended, sqlite_where=ended,
-        if_not_exists=True,
-    )  # fmt: skip
+    op.create_index("jobq_jobs_finished", "jobq_jobs", ["finished_at"], postgresql_where=ended, sqlite_where=ended)
     op.create_index("jobq_workflows_changed", "jobq_workflows", ["updated_at"])
