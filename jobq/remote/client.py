@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from jobq.models import (
     LogLine,
     Page,
     Problem,
+    Total,
 )
 from jobq.remote.batches import enqueue_all
 from jobq.remote.documents import document
@@ -42,9 +44,11 @@ from jobq.waiting import wait_for_end
 if TYPE_CHECKING:
     # For those who check types it is a JobQ, and mypy compares each method's signature with that one's. At run time it
     # is none: that would load SQLAlchemy.
+    from jobq.analytics import Trend
     from jobq.client import JobQ as _Door
     from jobq.quotas import Quotas
     from jobq.remote.operations import Connectors, Hooks, Keys, Queues, Secrets, SyncStates, Tenants, Workers
+    from jobq.remote.webhooks import Webhooks
     from jobq.store.audit import AuditEvent
     from jobq.store.database import Database
 else:
@@ -56,6 +60,11 @@ _LINES = 1000
 @dataclass(frozen=True, slots=True)
 class _Lines:
     items: list[LogLine]
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    total: Total
 
 
 _PLURAL = {"statuses": "status", "reasons": "reason", "kinds": "kind", "queues": "queue", "name_contains": "name"}
@@ -170,6 +179,13 @@ class RemoteJobQ(RemoteWorkflows, _Door):
 
         return SyncStates(self._wire)
 
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        """Make, change and test this tenant's webhooks; the log of what was delivered."""
+        from jobq.remote.webhooks import Webhooks
+
+        return Webhooks(self._wire)
+
     # --- enqueue -------------------------------------------------------------------------------------------------
 
     def enqueue(self, spec: Any, *, connection: Any = None, **request: Any) -> Job:
@@ -203,8 +219,24 @@ class RemoteJobQ(RemoteWorkflows, _Door):
         return self._list("/v1/jobs", limit, cursor, JobFilter(**only))
 
     def _list(self, path: str, limit: int, cursor: str | None, only: JobFilter) -> Page[Job]:
-        wanted = {_PLURAL.get(name, name): getattr(only, name) for name in only.__dataclass_fields__}
-        return self._wire.page(Job, path, limit=limit, cursor=cursor, **wanted)
+        return self._wire.page(Job, path, limit=limit, cursor=cursor, **_query(only))
+
+    def count(self, **only: Any) -> Total:
+        """See ``JobQ.count``."""
+        return self._wire.get(_Counted, "/v1/jobs", limit=1, total=True, **_query(JobFilter(**only))).total
+
+    def analytics(  # noqa: PLR0913 - as there
+        self, *, since: datetime | None = None, until: datetime | None = None, bucket: Any = None, group_by: Any = None,
+        kinds: Sequence[str] = (), queues: Sequence[str] = (), workflow_id: UUID | None = None, timezone: str = "UTC",
+        limit: int = 20,
+    ) -> Trend:  # fmt: skip
+        """See ``JobQ.analytics``."""
+        from jobq.analytics import Trend
+
+        return self._wire.get(
+            Trend, "/v1/analytics", since=since, until=until, bucket=bucket, group_by=group_by, kind=frozenset(kinds),
+            queue=frozenset(queues), workflow_id=workflow_id, timezone=timezone, limit=limit,
+        )  # fmt: skip
 
     def spec(self, job_id: UUID) -> dict[str, Any]:
         """See ``JobQ.spec``."""
@@ -322,6 +354,10 @@ class RemoteJobQ(RemoteWorkflows, _Door):
         """See ``JobQ.prune``. For an operator's key."""
         given = older_than.total_seconds() if hasattr(older_than, "total_seconds") else older_than
         return self._wire.post(dict[str, int], "/v1/prune", body={"older_than": given})["deleted"]
+
+
+def _query(only: JobFilter) -> dict[str, Any]:
+    return {_PLURAL.get(name, name): getattr(only, name) for name in only.__dataclass_fields__}
 
 
 def _job(job_id: UUID) -> str:

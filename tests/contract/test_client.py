@@ -443,6 +443,94 @@ def test_hooks_quotas_and_the_audit(jobq: JobQ) -> None:
     assert jobq.audit(action="revoke").items[0].action == "revoke"
 
 
+def test_webhooks_are_made_changed_tested_and_removed(jobq: JobQ, site: Site) -> None:
+    made = jobq.webhooks.create(url="https://example.org/hooks", name="ends / ?#%", events=["job.completed"])
+    assert made.secret.startswith("whsec_")
+    assert jobq.webhooks.list() == [made.endpoint] == [jobq.webhooks.get("ends / ?#%")]
+    changed = jobq.webhooks.update("ends / ?#%", events=["job.*"], children=True, enabled=False)
+    assert (changed.events, changed.children, changed.enabled) == (["job.*"], True, False)
+    with pytest.raises(Conflict) as disabled:
+        jobq.webhooks.test(made.endpoint.id)
+    assert disabled.value.code == "webhook_disabled"
+    assert jobq.webhooks.enable(made.endpoint.id).enabled
+    again = jobq.webhooks.rotate("ends / ?#%", overlap=timedelta(hours=1))
+    assert (again.secret != made.secret, again.endpoint.secrets) == (True, 2)
+    known = "whsec_" + "QUJD" * 8
+    assert jobq.webhooks.rotate(made.endpoint.id, overlap=0, secret=known).secret == known
+    assert jobq.webhooks.get(made.endpoint.id) == site.owner.acting(jobq.tenant, "t").webhooks.get(made.endpoint.id)
+    jobq.webhooks.delete("ends / ?#%")
+    for webhook in ("ends / ?#%", made.endpoint.id):
+        for ask in (
+            jobq.webhooks.get, jobq.webhooks.enable, jobq.webhooks.delete, jobq.webhooks.rotate, jobq.webhooks.test,
+            jobq.webhooks.deliveries, lambda webhook: jobq.webhooks.replay(webhook, 1),
+            lambda webhook: jobq.webhooks.replay_failed(webhook, datetime.now(UTC)),
+        ):  # fmt: skip
+            with pytest.raises(NotFound):
+                ask(webhook)
+
+
+def test_what_was_delivered_is_listed_and_replayed(jobq: JobQ) -> None:
+    hook = jobq.webhooks.create(url="https://example.org/hooks", name="all").endpoint
+    first, second = (jobq.enqueue(PAGE, webhook={"endpoint": "all"}) for _ in range(2))
+    tried = jobq.webhooks.test("all")
+    assert (tried.type, tried.state) == ("webhook.test", "PENDING")
+    found = jobq.webhooks.deliveries("all")
+    assert [each.job_id for each in found.items] == [tried.job_id, second.id, first.id]
+    assert jobq.webhooks.delivery("all", found.items[1].id) == found.items[1]
+    only = jobq.webhooks.deliveries(hook.id, state="PENDING", type="job.created", job_id=first.id)
+    assert only.items == found.items[2:]
+    page = jobq.webhooks.deliveries("all", limit=2)
+    assert jobq.webhooks.deliveries("all", limit=2, cursor=page.next_cursor).items == found.items[2:]
+    assert jobq.webhooks.replay("all", found.items[2].id).id == found.items[2].id
+    assert jobq.webhooks.replay_failed("all", datetime.now(UTC) - timedelta(hours=1)) == 0
+    with pytest.raises(NotFound):
+        jobq.webhooks.replay("all", 10**9)
+    with pytest.raises(InvalidInput) as vague:
+        jobq.webhooks.replay_failed("all", "yesterday")
+    assert vague.value.pointer == "/failed_since"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "pointer"),
+    [
+        ({"url": "http://169.254.169.254/"}, "target_blocked", "/url"),
+        ({"events": ["job.finished"]}, "unknown_event", "/events/0"),
+        ({"secret": "hunter2"}, "validation_error", "/secret"),
+        ({"urll": "x"}, "validation_error", "/urll"),
+    ],
+)
+def test_a_mistake_in_a_webhook_raises_the_same_error(
+    jobq: JobQ, fields: dict[str, Any], code: str, pointer: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        jobq.webhooks.create(**{"url": "https://example.org/", **fields})
+    assert (refused.value.code, refused.value.pointer) == (code, pointer)
+    assert jobq.webhooks.list() == []
+
+
+def test_jobs_are_counted_and_added_up(jobq: JobQ, site: Site) -> None:
+    made = [jobq.enqueue(PAGE, name=f"job {number}") for number in range(4)]
+    jobq.cancel(made[0].id)
+    site.end(made[1], Outcome.succeeded(None))
+    assert (jobq.count().count, jobq.count().exact) == (4, True)
+    assert jobq.count(statuses=frozenset({Status.CANCELED, Status.COMPLETED}), name_contains="job").count == 2
+    until = datetime.now(UTC) + timedelta(hours=1)
+    asked: dict[str, Any] = {"since": until - timedelta(hours=5), "until": until, "bucket": "hour", "group_by": "kind"}
+    trend = jobq.analytics(**asked, kinds=["HEARTBEAT", "NOOP"], queues=("heartbeat",), timezone="UTC")
+    (point,) = trend.items
+    assert (point.kind, point.statuses[Status.COMPLETED], point.reasons[Reason.BY_USER]) == ("HEARTBEAT", 1, 1)
+    assert trend == site.owner.acting(jobq.tenant, "t").analytics(**asked)
+    assert jobq.analytics(**asked, kinds=["NOOP"]).items == []
+    for wrong, pointer in (
+        ({"timezone": "Mars"}, "/timezone"),
+        ({"limit": 0}, "/limit"),
+        ({"bucket": "age"}, "/bucket"),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            jobq.analytics(**{**asked, **wrong})
+        assert refused.value.pointer == pointer
+
+
 def test_what_its_retention_has_outlived_is_deleted(jobq: JobQ) -> None:
     assert jobq.prune("P3650D") == jobq.prune(timedelta(days=3650)) == jobq.prune(3650 * 86400) == 0
     with pytest.raises(InvalidInput) as refused:
