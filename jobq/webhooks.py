@@ -238,7 +238,9 @@ class Webhooks:
                     hint=f"jobq webhook enable {row.id}",
                 )
             announce(conn, always=True)
-            return webhooks.add_test(conn, self._tenant, row.id, subject, f"a test, asked for by {self._actor}")
+            made = webhooks.add_test(conn, self._tenant, row.id, subject, f"a test, asked for by {self._actor}")
+            self._note(conn, row.id, "test", {"delivery": made.id})
+            return made
 
         return self._write(work)
 

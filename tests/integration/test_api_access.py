@@ -1,6 +1,7 @@
 """Who may ask for what: keys, scopes, tenants, and what is served without a key."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,16 +13,35 @@ from jobq.errors import InvalidInput, Misconfigured
 from jobq.settings import Settings
 from jobq.store.jobs import new_id
 from tests.api import HEARTBEAT, Api, problem
+from tests.stores import Store
 
 OPEN = {"/livez", "/readyz", "/v1/openapi.json", "/v1/hooks/{token}"}
 """What needs no key; the token of a hook is a credential of its own."""
 
 
-NEEDED: dict[tuple[str, str], dict[str, Any]] = {
+EVENTS = "/v1/events"
+"""A stream that goes on: tests/integration/test_changes.py asks it."""
+SECRET = "/v1/secrets/{name}"
+"""A stranger may have a secret of the same name."""
+OPERATORS = ("/v1/queues", "/v1/tenants", "/v1/workers", "/v1/prune", "/metrics")
+ONE_DAY = {"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"}
+
+_CRM = {"name": "thing", "type": "http", "config": {"url": "https://other.example"}}
+_FLOW = {**HEARTBEAT, "name": "page", "interval": "PT2H"}
+NEEDED: dict[tuple[str, str], Any] = {
+    ("post", "/v1/jobs"): HEARTBEAT,
+    ("post", "/v1/workflows"): _FLOW,
+    ("post", "/v1/workflows/apply"): [{**_FLOW, "interval": "PT3H"}],
     ("post", "/v1/workflows/{workflow_id}/hooks"): {"name": "mine"},
+    ("post", "/v1/connectors"): _CRM,
+    ("post", "/v1/connectors/apply"): [_CRM],
+    ("put", SECRET): {"value": "y"},
+    ("post", "/v1/keys"): {"name": "mine"},
+    ("post", "/v1/webhooks"): {"url": "https://other.example/hooks", "name": "thing"},
     ("post", "/v1/webhooks/{webhook_id}/replay"): {"delivery": 1},
+    ("post", "/v1/prune"): {"older_than": "P30D"},
 }
-"""What is judged before it is looked whose thing it is."""
+"""Bodies, under the names of another tenant's things."""
 
 
 @pytest.fixture
@@ -182,29 +202,43 @@ def test_who_did_what_is_on_record(api: Api) -> None:
 
 
 def test_a_tenant_finds_nothing_of_another_on_any_route(api: Api) -> None:
-    """Every route that names a thing is walked with the ids of another tenant's things: they do not exist."""
+    """Every route is walked. With the ids of another tenant's things it finds nothing, listings show nothing of them,
+    what is made under their names is another thing, and what concerns all tenants is refused.
+    """
     owner, stranger = api.holder("acme"), api.holder("umbrella")
     things = make_things(api, owner)
-    walked = 0
-    for path, methods in api.app.openapi()["paths"].items():
-        for method in methods:
-            if "{" not in path or path.startswith(("/v1/queues", "/v1/tenants", "/v1/workers")):
+    ids = [one for one in things.values() if len(one) == len(things["job_id"])]
+    before = everything(api, owner)
+    walked: Counter[str] = Counter()
+    paths = api.app.openapi()["paths"]
+    for path in sorted(paths, key=lambda path: "{" not in path):  # the last ones make things of the same names
+        for method in paths[path]:
+            if path in OPEN or path == EVENTS:
                 continue
-            if path in {"/v1/secrets/{name}", "/v1/hooks/{token}"}:
-                continue  # a stranger may have a secret of the same name; a token is nobody's but its hook's
-            answer = stranger.request(method.upper(), filled(path, things), json=NEEDED.get((method, path)))
-            problem(answer, 404, "not_found")
-            walked += 1
-    assert walked >= 30
-    for path in ("/v1/jobs", "/v1/workflows", "/v1/connectors", "/v1/sync-states"):
-        assert stranger.get(path).json()["items"] == []
-    assert owner.get(f"/v1/jobs/{things['job_id']}").json()["status"] == "PENDING", "nothing was changed"
-    assert owner.get(f"/v1/workflows/{things['workflow_id']}").json()["generation"] == 1
+            body = NEEDED.get((method, path))
+            if method == "post" and path == "/v1/jobs/batch":
+                body = [{**HEARTBEAT, "after": [things["job_id"]]}]
+            answer = stranger.request(method.upper(), filled(path, things), json=body)
+            if path.startswith(OPERATORS):
+                problem(answer, 403, "scope")
+            elif ("{" in path and path != SECRET) or path == "/v1/jobs/batch":
+                problem(answer, 404, "not_found")
+            else:
+                assert answer.status_code in {200, 201, 204}, (method, path, answer.text)
+                assert not [one for one in ids if one in answer.text], (method, path)
+            walked["named" if "{" in path else "made" if method != "get" else "listed"] += 1
+    assert all(walked[what] >= number for what, number in {"named": 50, "made": 9, "listed": 12}.items()), walked
+    assert everything(api, owner) == before, "nothing was changed"
+    assert owner.get(f"/v1/jobs/{things['job_id']}").json()["status"] == "PENDING"
     (hook,) = owner.get(f"/v1/workflows/{things['workflow_id']}/hooks").json()["items"]
     assert hook["revoked_at"] is None
-    stranger.put("/v1/secrets/thing", json={"value": "y"})
-    assert stranger.delete("/v1/secrets/thing").status_code == 204
-    assert [item["name"] for item in owner.get("/v1/secrets").json()["items"]] == ["thing"]
+
+
+def everything(api: Api, who: TestClient) -> dict[str, Any]:
+    """What all listings of a tenant show."""
+    paths = [path for path, methods in api.app.openapi()["paths"].items() if "get" in methods and "{" not in path]
+    tenants_own = [path for path in paths if path not in OPEN | {EVENTS} and not path.startswith(OPERATORS)]
+    return {path: who.get(path, params=ONE_DAY if path == "/v1/analytics" else {}).json() for path in tenants_own}
 
 
 def make_things(api: Api, owner: TestClient) -> dict[str, str]:
@@ -217,10 +251,11 @@ def make_things(api: Api, owner: TestClient) -> dict[str, str]:
     assert made.status_code == 200, made.text
     key = owner.get("/v1/keys").json()["items"][0]["id"]
     hook = api.made(f"/v1/workflows/{flow}/hooks", {"name": "thing"}, owner)["stored"]["id"]
-    webhook = api.made("/v1/webhooks", {"url": "https://example.org/hooks"}, owner)["endpoint"]["id"]
+    webhook = api.made("/v1/webhooks", {"url": "https://example.org/hooks", "name": "thing"}, owner)["endpoint"]["id"]
     delivery = str(owner.post(f"/v1/webhooks/{webhook}/test").json()["id"])
+    worker = str(Store(api.jobq.database).worker())
     return {
-        "webhook_id": webhook, "delivery_id": delivery,
+        "webhook_id": webhook, "delivery_id": delivery, "worker_id": worker,
         "job_id": job, "workflow_id": flow, "key_id": key, "hook_id": hook, "name": "thing", "domain": "customers"
     }  # fmt: skip
 

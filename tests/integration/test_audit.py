@@ -15,8 +15,10 @@ from tests.stores import Store
 
 FLOW = {**HEARTBEAT, "interval": "PT1H"}
 CONNECTOR = {"name": "thing", "type": "http", "config": {"url": "https://crm.example"}}
-NEW = {
+WEBHOOK: dict[str, Any] = {"url": "https://example.org/hooks", "events": []}
+NEW: dict[tuple[str, str], Any] = {
     ("post", "/v1/jobs"): HEARTBEAT,
+    ("post", "/v1/jobs/batch"): [HEARTBEAT, HEARTBEAT],
     ("post", "/v1/workflows"): {**FLOW, "name": "made"},
     ("patch", "/v1/workflows/{workflow_id}"): {"interval": "PT2H"},
     ("post", "/v1/workflows/{workflow_id}/hooks"): {"name": "ci"},
@@ -25,10 +27,23 @@ NEW = {
     ("put", "/v1/secrets/{name}"): {"value": "x"},
     ("post", "/v1/connectors"): {**CONNECTOR, "name": "made"},
     ("post", "/v1/keys"): {"name": "made"},
+    ("post", "/v1/workflows/apply"): [{**FLOW, "name": "applied"}],
+    ("post", "/v1/connectors/apply"): [{**CONNECTOR, "name": "applied"}],
+    ("post", "/v1/prune"): {"older_than": "P30D"},
+    ("post", "/v1/webhooks"): WEBHOOK,
+    ("patch", "/v1/webhooks/{webhook_id}"): {"events": ["job.failed"]},
+    ("post", "/v1/webhooks/{webhook_id}/rotate"): {},
+    ("post", "/v1/webhooks/{webhook_id}/replay"): {"failed_since": "2026-01-01T00:00:00Z"},
 }
 """Bodies of the routes that need one."""
-ENQUEUES = {("post", "/v1/jobs"), ("post", "/v1/workflows/{workflow_id}/jobs"), ("post", "/v1/hooks/{token}")}
+ENQUEUES = {
+    ("post", "/v1/jobs"),
+    ("post", "/v1/jobs/batch"),
+    ("post", "/v1/workflows/{workflow_id}/jobs"),
+    ("post", "/v1/hooks/{token}"),
+}
 """A plain enqueue is no event: the job itself is on record."""
+LONG_AGO = "UPDATE jobq_jobs SET finished_at = '2020-01-01T00:00:00.000000Z' WHERE finished_at IS NOT NULL"
 
 
 @pytest.fixture
@@ -48,15 +63,19 @@ def things(api: Api, owner: JobQ, verb: str) -> dict[str, str]:
         owner.pause(job.id)
         owner.pause_workflow(flow.id)
         owner.queues.pause("thing")
-    elif verb == "retry":
+    elif verb in {"retry", "prune"}:
         owner.cancel(job.id)
     with owner.database.begin() as conn:
+        if verb == "prune":
+            conn.exec_driver_sql(LONG_AGO)
         conn.exec_driver_sql(
             "INSERT OR REPLACE INTO jobq_sync_states VALUES ('acme', 'customers', NULL, ?, '2026-01-01T00:00:00.000000Z')",
             (job.id.hex,),
         )
     key = owner.keys.create("another").stored.id
+    webhook = str(owner.webhooks.create(**WEBHOOK).endpoint.id)
     return {
+        "webhook_id": webhook,
         "job_id": str(job.id), "workflow_id": str(flow.id), "hook_id": str(hook.stored.id), "token": hook.token,
         "key_id": str(key), "worker_id": str(Store(api.jobq.database).worker()), "name": "thing", "domain": "customers",
     }  # fmt: skip
@@ -81,14 +100,15 @@ def test_every_route_that_changes_something_leaves_an_event_that_names_the_key(a
                 assert events == []
                 told = answer.json()
                 maker = "thing (hook)" if "hooks" in path else "the auditor's (key)"
-                assert owner.details(UUID(told.get("job_id") or told["id"]))["started_by"] == maker
+                made_job = told["ids"][1] if "ids" in told else told.get("job_id") or told["id"]
+                assert owner.details(UUID(made_job))["started_by"] == maker
                 continue
             assert events, f"{method} {path} left no event"
             for event in events:
                 assert (event.actor, event.key_id) == ("the auditor's (key)", made.stored.id)
                 assert event.tenant in {"acme", "thing", ""}
             walked += 1
-    assert walked >= 24
+    assert walked >= 34
 
 
 def did(jobq: JobQ, **only: Any) -> list[tuple[str, str, str]]:
@@ -163,11 +183,32 @@ def test_over_http_admins_see_their_tenants_and_operators_all(api: Api, history:
     assert admin.get(f"/v1/audit?limit=1&cursor={answer['next_cursor']}").json()["items"] != answer["items"]
 
 
+def test_whatever_is_done_to_a_webhook_is_on_record_and_no_secret_is(api: Api) -> None:
+    ann = api.jobq.acting("acme", "ann (cli)")
+    made = ann.webhooks.create(**WEBHOOK)
+    endpoint = made.endpoint.id
+    ann.webhooks.update(endpoint, events=["job.failed"], enabled=False)
+    ann.webhooks.enable(endpoint)
+    again = ann.webhooks.rotate(endpoint, overlap=60)
+    tried = ann.webhooks.test(endpoint)
+    ann.webhooks.replay(endpoint, tried.id)
+    ann.webhooks.replay_failed(endpoint, "2026-01-01T00:00:00Z")
+    ann.webhooks.delete(endpoint)
+    events = ann.audit(subject=f"webhook:{endpoint}").items[::-1]
+    assert [(event.actor, event.action) for event in events] == [
+        ("ann (cli)", action)
+        for action in ("create", "update", "update", "rotate", "test", "replay", "replay", "delete")
+    ]
+    assert events[1].detail == {"events": ["job.failed"], "enabled": False}
+    assert [events[number].detail for number in (4, 5)] == [{"delivery": tried.id}] * 2
+    assert not [one for one in events if made.secret[6:] in str(one) or again.secret[6:] in str(one)]
+
+
 def test_what_was_done_to_a_job_stays_on_record_when_the_job_is_gone(api: Api) -> None:
     jobq = api.jobq
     job = jobq.cancel(jobq.enqueue(HEARTBEAT["spec"], kind="HEARTBEAT").id)
     with jobq.database.begin() as conn:
-        conn.exec_driver_sql("UPDATE jobq_jobs SET finished_at = '2020-01-01T00:00:00.000000Z'")
+        conn.exec_driver_sql(LONG_AGO)
     assert jobq.prune() == 1
     with pytest.raises(NotFound):
         jobq.get(job.id)
