@@ -74,7 +74,7 @@ class Driver:
         """An empty database, an empty world, and executors that know nothing."""
         with self.store.database.begin() as conn:
             for table in metadata.sorted_tables:
-                if table.name != "jobq_installation":
+                if table.name not in {"jobq_installation", "jobq_rolled"}:
                     conn.execute(table.delete())
         self.world = memory.worlds["w"] = World()
         self.syncs: list[UUID] = []

@@ -251,7 +251,9 @@ def test_queues_and_tenants_are_limited_and_listed(command: Command) -> None:
     assert command.ok("queue", "list", "--json").items == [{**queue, "limit": None, "paused": False}]
     command.ok("tenant", "weight", "ours", "2.5")
     command.ok("tenant", "limit", "ours", "7")
-    assert command.ok("tenant", "list", "--json").items == [{"name": "ours", "weight": 2.5, "limit": 7, "in_flight": 0}]
+    quota = dict.fromkeys(("waiting", "running", "schedules", "rate", "burst"))
+    ours = {"name": "ours", "weight": 2.5, "limit": 7, "in_flight": 0, "quota": quota}
+    assert command.ok("tenant", "list", "--json").items == [ours]
     assert command.ok("tenant", "list").out.splitlines()[1].split() == ["ours", "2.5", "7", "0"]
     assert command.ok("worker", "list", "--json").items == []
 

@@ -4,9 +4,11 @@ import asyncio
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 from uuid import UUID
 
@@ -153,6 +155,21 @@ def test_a_query_may_end_in_a_comment_and_contain_colons(file: Path, engine: sa.
         {"id": 1, "name": "a:b:x%y"},
         {"id": 2, "name": "%:x%y"},
     ]
+
+
+def test_readers_that_begin_at_once_share_one_description_of_the_table(
+    file: Path, engine: sa.Engine, access: Access
+) -> None:
+    do(engine, "CREATE TABLE items (id INTEGER PRIMARY KEY)")
+    read, together = source(file, access, table="items"), Barrier(8)
+
+    def look(_: int) -> sa.FromClause:
+        with engine.connect() as db:
+            together.wait(10)
+            return read._from(db)
+
+    with ThreadPoolExecutor(8) as readers:
+        assert len({id(rows) for rows in readers.map(look, range(8))}) == 1
 
 
 def test_columns_can_be_chosen(file: Path, engine: sa.Engine, access: Access) -> None:

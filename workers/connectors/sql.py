@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import pairwise
+from threading import Lock
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -51,6 +52,7 @@ class SqlSource:
         self._config = config
         self._database = Database(config, access)
         self._rows: sa.FromClause | None = None
+        self._looking = Lock()
 
     async def read(self, request: Read) -> AsyncIterator[Batch]:
         """The rows as objects. Rows without a key, and keys that come twice in a row, are problems."""
@@ -86,7 +88,14 @@ class SqlSource:
     # --- statements (in a thread)
 
     def _from(self, db: sa.Connection) -> sa.FromClause:
-        """The table as the database describes it, or the query as a subquery."""
+        """The table as the database describes it, or the query as a subquery: one for all that read side by side.
+
+        With two of them the parts of a statement would be of different tables.
+        """
+        with self._looking:
+            return self._described(db)
+
+    def _described(self, db: sa.Connection) -> sa.FromClause:
         config = self._config
         if self._rows is None and config.table is not None:
             table = sa.Table(config.table, sa.MetaData(), schema=config.db_schema, autoload_with=db)
@@ -217,11 +226,12 @@ class SqlTarget:
     def _known_table(self, db: sa.Connection, entity: Entity) -> sa.Table:
         """The table as the database describes it; looked at again when a column is missing."""
         config, wanted = self._config, {*self._config.key, *entity.payload}
-        if self._table is None or wanted - set(self._table.c.keys()):
-            self._table = sa.Table(config.table, sa.MetaData(), schema=config.db_schema, autoload_with=db)
-        if missing := wanted - set(self._table.c.keys()):
+        table = self._table
+        if table is None or wanted - set(table.c.keys()):
+            table = self._table = sa.Table(config.table, sa.MetaData(), schema=config.db_schema, autoload_with=db)
+        if missing := wanted - set(table.c.keys()):
             raise InvalidConfiguration(f"the table {config.table!r} has no column {min(missing)!r}")
-        return self._table
+        return table
 
 
 # --- writing a row ---------------------------------------------------------------------------------------------
