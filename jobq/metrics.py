@@ -130,6 +130,7 @@ SLOT_JOBS = Counter("jobq_schedule_jobs", "Jobs that were made for slots of sche
 HINTED = Counter("jobq_hinted_jobs", "Jobs whose hints were published.", "queue")
 PUBLISH_FAILURES = Counter("jobq_publish_failures", "Times that the broker refused hints, or was away.")
 HINTS_DROPPED = Counter("jobq_hints_dropped", "Hints that were not published because the broker was slow or away.")
+WEBHOOKS = Counter("jobq_webhook_deliveries", "Requests of webhooks that were recorded, by outcome.", "outcome")
 
 # --- everybody -------------------------------------------------------------------------------------------------------
 

@@ -98,6 +98,11 @@ class Verdict:
     gone: bool = False
     """410: the receiver wants nothing any more."""
 
+    @property
+    def outcome(self) -> str:
+        """How it is counted: succeeded, failed (for good), or to be retried."""
+        return "retried" if self.state == "PENDING" else self.state.lower()
+
 
 class Answered(Protocol):
     """An answer: ``jobq.outbound.http1.Answer``."""

@@ -40,6 +40,8 @@ class Happened:
     reason: str
     message: str | None
     error_class: str | None
+    traceparent: str | None = None
+    """Of the job: the trace that its webhooks belong to."""
 
     @property
     def webhook_id(self) -> str:

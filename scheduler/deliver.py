@@ -17,10 +17,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from jobq import metrics, telemetry
 from jobq.errors import InvalidInput, Misconfigured, NotFound, Unavailable
 from jobq.net import check_url
 from jobq.outbound.causes import RequestFailed
@@ -63,6 +65,7 @@ _LEASE_SPARE = 15.0
 _GRACE = 3.0
 _MOST_KEPT = 10_000
 Key = tuple[UUID, int]
+End = Callable[[Leased, Verdict, float], None]
 
 
 class Deliverer:
@@ -130,6 +133,7 @@ class Deliverer:
             self._forget(ended)  # whatever it is that cannot be written: it must not come again in every round
             raise
         self._forget(ended)
+        metrics.WEBHOOKS.add_all(Counter((tried.verdict.outcome,) for tried in ended))
         return taken
 
     def _forget(self, ended: Sequence[Tried]) -> None:
@@ -158,7 +162,7 @@ class Deliverer:
             except (InvalidInput, Misconfigured, NotFound) as error:
                 self._end(delivery, no_answer(delivery.tries, _class_of(error), error.message, random.random), 0.0)
             else:
-                self._requests.submit(request, delivery, self._end)
+                self._requests.submit(request, delivery, events[key], self._end)
 
     def _documents(self, conn: Any, events: Mapping[Key, Happened]) -> dict[Key, dict[str, Any]]:
         """What is told of each event; one that cannot be put into words costs itself."""
@@ -236,13 +240,13 @@ class Requests:
         self._outbound: Outbound | None = None
         self._under_way: set[Future[None]] = set()
 
-    def submit(self, request: Request, delivery: Leased, end: Callable[[Leased, Verdict, float], None]) -> None:
+    def submit(self, request: Request, delivery: Leased, event: Happened, end: End) -> None:
         """Send it; ``end`` is called from the loop's thread."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._run, args=(self._loop,), name="jobq-requests", daemon=True)
             self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(self._deliver(request, delivery, end), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._deliver(request, delivery, event, end), self._loop)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
 
@@ -265,17 +269,23 @@ class Requests:
             self._outbound.close()
             loop.close()
 
-    async def _deliver(
-        self, request: Request, delivery: Leased, end: Callable[[Leased, Verdict, float], None]
-    ) -> None:  # fmt: skip
+    async def _deliver(self, request: Request, delivery: Leased, event: Happened, end: End) -> None:
+        began, to = time.monotonic(), request.target
+        with telemetry.delivering(event.traceparent, event.type, to.host, to.port) as (traced, span):
+            verdict = await self._try(replace(request, headers={**request.headers, **traced}), delivery.tries)
+            if verdict.status_code is not None:
+                telemetry.answered(span, verdict.status_code)
+            if verdict.error_class not in {None, "status"}:  # an answer's status is its class
+                telemetry.failed(span, str(verdict.error_class))
+        end(delivery, verdict, time.monotonic() - began)
+
+    async def _try(self, request: Request, tries: int) -> Verdict:
         assert self._outbound is not None
-        began = time.monotonic()
         try:
             answer = await self._outbound.send(request, seconds=self._deadline)
-            verdict = judge(delivery.tries, answer, datetime.now(UTC), random.random)
+            return judge(tries, answer, datetime.now(UTC), random.random)
         except RequestFailed as failure:
-            verdict = no_answer(delivery.tries, failure.code, failure.message, random.random)
+            return no_answer(tries, failure.code, failure.message, random.random)
         except Exception as error:
             log.exception("a delivery failed in a way that nobody foresaw")
-            verdict = no_answer(delivery.tries, "error", f"{type(error).__name__}: {error}", random.random)
-        end(delivery, verdict, time.monotonic() - began)
+            return no_answer(tries, "error", f"{type(error).__name__}: {error}", random.random)

@@ -26,7 +26,9 @@ from jobq.webhook_events import Happened
 GIVE_UP_AFTER = 5 * 24 * 3600.0
 """Seconds without one success, from the first failure, after which an endpoint is disabled."""
 _SUCCESS_NOTED_EVERY = 60.0
-_EVENT = [webhook_events.c[name] for name in Happened.__dataclass_fields__]
+_EVENT = [
+    *(webhook_events.c[name] for name in Happened.__dataclass_fields__ if name != "traceparent"), jobs.c.traceparent
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ def events_of(conn: Connection, deliveries: Iterable[Leased]) -> dict[tuple[UUID
     """What these deliveries tell of; what was pruned is missing."""
     dialect = conn.dialect.name
     wanted = {(each.subject_id, each.number) for each in deliveries}
-    query = sa.select(*_EVENT).where(is_one_of(dialect, webhook_events.c.subject_id, "ids"))
+    query = sa.select(*_EVENT).outerjoin_from(webhook_events, jobs, jobs.c.id == webhook_events.c.subject_id)
+    query = query.where(is_one_of(dialect, webhook_events.c.subject_id, "ids"))
     rows = conn.execute(query, {"ids": id_list(dialect, {subject for subject, _ in wanted})})
     found = (Happened(*row) for row in rows)
     return {(event.subject_id, event.number): event for event in found if (event.subject_id, event.number) in wanted}

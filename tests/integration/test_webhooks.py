@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from jobq import metrics, telemetry
 from jobq.errors import InvalidInput, NotFound
 from tests.fleet import Fleet
 from tests.hooked import NEARBY, SECRET_KEY, Hooked
 from tests.integration.probing import Names
 from tests.receiver import Receiver
 from tests.services import free_port, wait_until
+
+GIVEN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +65,35 @@ def test_a_job_is_told_of_in_numbered_signed_documents(hooked: Hooked) -> None:
             assert request["headers"][name].partition("=")[2] == expected
     with pytest.raises(WebhookVerificationError):
         verified(made.secret, {**requests[0], "body": requests[0]["body"].replace("PENDING", "RUNNING")})
+
+
+def test_deliveries_belong_to_the_trace_of_their_job_and_are_counted_by_outcome(
+    hooked: Hooked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    before = metrics.WEBHOOKS.totals()
+    fails = hooked.endpoint("/fails/1?token=s3cr3t", events=["job.created"])
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("jobq"))
+    with telemetry.continuing(GIVEN):
+        (job_id,) = hooked.tell()
+    (enqueue,) = [span for span in exporter.get_finished_spans() if span.name.startswith("enqueue")]
+    exporter.clear()
+    hooked.send(lambda: hooked.states(fails) == ["SUCCEEDED"], meanwhile=lambda: hooked.pass_time(3600))
+    refused, taken = exporter.get_finished_spans()
+    requests = [each for each in hooked.receiver.received("/fails/1") if job_id.hex in each["headers"]["webhook-id"]]
+    for span, request, status in zip((refused, taken), requests, (500, 200), strict=True):
+        said = dict(span.attributes or {})
+        assert (said["jobq.event"], said["http.response.status_code"]) == ("job.created", status)
+        assert request["headers"]["traceparent"] == f"{GIVEN[:35]}-{span.context.span_id:016x}-01"
+        assert span.parent is not None
+        assert span.parent.span_id == enqueue.context.span_id
+        assert not [word for word in ("fails", "s3cr3t") if word in str(said)], "paths and queries may hold secrets"
+    assert (refused.status.is_ok, taken.status.is_ok) == (False, True)
+    after = metrics.WEBHOOKS.totals()
+    assert {name: after[name,] - before.get((name,), 0) for name in ("retried", "succeeded")} == {
+        "retried": 1, "succeeded": 1
+    }  # fmt: skip
 
 
 def test_what_a_receiver_refuses_is_sent_again_under_the_same_id(hooked: Hooked) -> None:
