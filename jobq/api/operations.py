@@ -136,7 +136,7 @@ def list_tenants(jobq: OperatorReader) -> Listing[Tenant]:
 
 
 @router.patch(
-    "/tenants/{name:path}", status_code=204, tags=["operations"], responses=_WRONG,
+    "/tenants/{name:path}", status_code=204, tags=["operations"], responses=_WRONG | documented(404),
     openapi_extra=described(
         TenantChange, share={"weight": 2.0, "limit": 500}, quota={"quota": {"waiting": 10_000, "rate": 50, "burst": 200}}
     ),

@@ -34,7 +34,7 @@ _MOST_APPLIED = 1000
 
 
 @router.post(
-    "/workflows", status_code=201, responses=documented(400, 403, 409, 413, 415, 422, 429, 503),
+    "/workflows", status_code=201, responses=documented(400, 403, 404, 409, 413, 415, 422, 429, 503),
     openapi_extra=described(Definition, interval=EVERY_MINUTE, cron=NIGHTLY),
 )  # fmt: skip
 def create_workflow(

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 from zlib import crc32
 
 import pytest
@@ -96,6 +97,20 @@ def test_every_operation_answers_as_documented(schema: Any) -> None:
 
 def test_along_its_links_the_api_answers_as_documented(schema: Any) -> None:
     assert walk(schema, 15, 8), "no walk came to anything"
+
+
+def test_an_answer_of_long_walks_is_documented_also_where_it_is_rare(api: Api) -> None:
+    flow = {"kind": "HEARTBEAT", "spec": {"endpoint": "https://example.org/"}, "name": "page"}
+    once = {"Idempotency-Key": "once"}
+    made = api.made("/v1/workflows", flow, **once)
+    api.jobq.delete_workflow(UUID(made["id"]))
+    paths = api.app.openapi()["paths"]
+    for answer, operation in (
+        (api.local.post("/v1/workflows", json=flow, headers=once), paths["/v1/workflows"]["post"]),
+        (api.local.patch("/v1/tenants/a%0Ab", json={"weight": 2.0}), paths["/v1/tenants/{name}"]["patch"]),
+    ):
+        assert answer.status_code == 404
+        assert "404" in operation["responses"]
 
 
 @pytest.mark.chaos
