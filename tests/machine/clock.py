@@ -43,7 +43,9 @@ class Clock:
             event.listen(database.engine, "connect", self._be_strftime)
 
     def _be_strftime(self, connection: Any, _record: Any) -> None:
-        def strftime(_format: str, instant: str) -> str:
+        def strftime(_format: str, instant: str | None) -> str | None:
+            if instant is None:
+                return None
             if _format == "%s":  # seconds since 1970, which no clock has a hand in
                 return str(int(datetime.fromisoformat(instant).timestamp()))
             assert instant == "now"
