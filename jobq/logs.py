@@ -33,8 +33,18 @@ _CHATTY = ("celery", "kombu", "alembic", "asyncio", "amqp", "redis", "uvicorn", 
 class About:
     """An attempt, as the lines about it name it. ``hide``: makes text fit for showing, once secrets were handed over."""
 
-    fields: dict[str, Any]
+    job: Claimed | Report
+    worker: UUID
     hide: Callable[[str], str] | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Made for each line: of most jobs none is written."""
+        job = self.job
+        return {
+            "job_id": str(job.id), "attempt": job.attempt, "kind": job.kind, "queue": job.queue,
+            "worker": str(self.worker),
+        }  # fmt: skip
 
 
 _about: ContextVar[About | None] = ContextVar("jobq_log_about", default=None)
@@ -42,9 +52,7 @@ _about: ContextVar[About | None] = ContextVar("jobq_log_about", default=None)
 
 def about(job: Claimed | Report, worker: UUID) -> About:
     """How lines name an attempt under this worker."""
-    return About(
-        {"job_id": str(job.id), "attempt": job.attempt, "kind": job.kind, "queue": job.queue, "worker": str(worker)}
-    )
+    return About(job, worker)
 
 
 def begin(job: Claimed, worker: UUID) -> About:
