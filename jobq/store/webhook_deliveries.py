@@ -232,18 +232,14 @@ def hook_live_jobs(conn: Connection, limit: int = 2000) -> bool:
 
 
 def hook_page(conn: Connection, endpoint: Row[Any], limit: int) -> None:
-    """One step of the walk from the newest job to the oldest. Finished jobs are passed over, in the order of ids."""
-    page = sa.select(jobs.c.id, jobs.c.finished_at, jobs.c.hooked, jobs.c.parent_id).where(
-        jobs.c.tenant == endpoint.tenant
+    """One step of the walk from the newest live job to the oldest, by an index of live jobs only."""
+    page = sa.select(jobs.c.id, jobs.c.hooked, jobs.c.parent_id).where(
+        jobs.c.tenant == endpoint.tenant, jobs.c.finished_at.is_(None)
     )
     if endpoint.hooked_from is not None:
         page = page.where(jobs.c.id < endpoint.hooked_from)
     rows = conn.execute(page.order_by(jobs.c.id.desc()).limit(limit)).all()
-    live = [
-        row.id
-        for row in rows
-        if row.finished_at is None and row.hooked is None and (endpoint.children or row.parent_id is None)
-    ]
+    live = [row.id for row in rows if row.hooked is None and (endpoint.children or row.parent_id is None)]
     if live:
         dialect = conn.dialect.name
         chosen = sa.select(jobs.c.id).where(
