@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,15 +120,22 @@ def test_who_follows_the_log_of_a_job_that_is_pruned_is_let_go(jobq: JobQ, owner
     assert list(following) == []
 
 
-def test_an_api_that_comes_back_is_waited_for(owner: JobQ) -> None:
-    port = free_port()
+def test_an_api_that_comes_back_is_waited_for(owner: JobQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, refused, back = free_port(), threading.Event(), threading.Event()
+
+    def pause(_: float) -> None:
+        refused.set()
+        assert back.wait(20)
+
+    monkeypatch.setattr("jobq.remote.wire.time", SimpleNamespace(sleep=pause))
     jobq = JobQ(f"http://127.0.0.1:{port}", settings=Settings())
     made: list[Any] = []
     asking = threading.Thread(target=lambda: made.append(jobq.enqueue(PAGE)))
     asking.start()
-    time.sleep(0.2)
+    assert refused.wait(20), "it met nobody"
     server = Server(owner.settings, Address(port=port), owner)
     server.start()
+    back.set()
     asking.join(20)
     server.stop()
     jobq.close()
