@@ -19,8 +19,9 @@ from jobq.schedule import parse_rfc3339
 from jobq.settings import Settings
 from jobq.specs import printable
 from jobq.store import control, webhooks
-from jobq.store.database import Connection, Database, instant_text
+from jobq.store.database import Connection, Database
 from jobq.store.jobs import new_id
+from jobq.store.sql import instant_text
 from jobq.store.wakeup import announce, ring
 from jobq.store.webhooks import Delivery
 from jobq.store.workers import database_now

@@ -30,8 +30,9 @@ from jobq.outbound.client import Outbound
 from jobq.outbound.http1 import Request
 from jobq.outbound.resolver import Resolves
 from jobq.settings import Settings
-from jobq.store.database import Database, instant_text
+from jobq.store.database import Database
 from jobq.store.jobs import new_id
+from jobq.store.sql import instant_text
 from jobq.store.webhook_deliveries import (
     Leased,
     Tried,

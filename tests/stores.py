@@ -17,7 +17,8 @@ from jobq.store import claim as claims
 from jobq.store import control, finish, jobs, listing, materialize, promote, workers, workflows
 from jobq.store import why as reasons
 from jobq.store.claim import Claimant, Claimed, Report
-from jobq.store.database import Database, later
+from jobq.store.database import Database
+from jobq.store.sql import later
 from jobq.store.tables import jobs as job_table
 from jobq.store.tables import workflows as workflow_table
 

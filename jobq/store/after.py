@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobq.states import Reason, Status
-from jobq.store.database import id_list, incoming, insert, is_one_of, now, rows_json
+from jobq.store.sql import id_list, incoming, insert, is_one_of, now, rows_json
 from jobq.store.tables import after, jobs
 
 

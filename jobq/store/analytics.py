@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.sql import ColumnElement
 
 from jobq.errors import Unavailable
-from jobq.store.database import id_list, is_one_of
 from jobq.store.rollup import ALL, DAY, HOUR, NONE, Sums, cells, instant_of
+from jobq.store.sql import id_list, is_one_of
 from jobq.store.tables import jobs, rolled, rollups
 
 _TRIES = 10

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from jobq.errors import NotFound
 from jobq.models import Artifact
-from jobq.store.database import insert
+from jobq.store.sql import insert
 from jobq.store.tables import artifacts
 
 

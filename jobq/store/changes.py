@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobq.models import Job, Workflow
-from jobq.store.database import id_list, is_one_of, later
 from jobq.store.jobs import SHOWN, as_job
+from jobq.store.sql import id_list, is_one_of, later
 from jobq.store.tables import events, jobs, workflows
 from jobq.store.workers import database_now
 from jobq.store.workflows import as_workflow

@@ -21,11 +21,11 @@ from jobq.models import Outcome, Step
 from jobq.retry import RetryPolicy, backoff, retryable
 from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled, follow, give_back, retry_or_fail
 from jobq.store import after
-from jobq.store.database import POSTGRESQL, Json, id_list, incoming, is_one_of, json_parts, now, picked_once, rows_json
 from jobq.store.entities import Payload, advance, read_payloads
 from jobq.store.fanin import child_spec
 from jobq.store.finish import Change, EndedAttempt, finish, lock_running, park_sync, put_back
 from jobq.store.siblings import lock_carriers
+from jobq.store.sql import POSTGRESQL, Json, id_list, incoming, is_one_of, json_parts, now, picked_once, rows_json
 from jobq.store.tables import job_data, jobs, workers
 from jobq.store.targets import hold, lift
 from jobq.store.webhook_events import STARTED, tell_each, with_event

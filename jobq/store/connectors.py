@@ -13,7 +13,7 @@ from jobq.connections import Connector, Resolved, StoredConnector, check_connect
 from jobq.errors import InvalidInput
 from jobq.settings import Policy
 from jobq.store import secrets
-from jobq.store.database import insert, now
+from jobq.store.sql import insert, now
 from jobq.store.tables import connectors
 from jobq.sync import Sync
 

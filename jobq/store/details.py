@@ -15,8 +15,8 @@ from sqlalchemy.engine import Connection, Row
 from jobq.details import CONTAINER, REPLICATION, SYNC, Facts
 from jobq.models import Attempt, Job
 from jobq.store import artifacts, connectors, control, entities, exports, logs
-from jobq.store.database import id_list, is_one_of
 from jobq.store.jobs import list_attempts, list_attempts_of
+from jobq.store.sql import id_list, is_one_of
 from jobq.store.tables import artifacts as artifact_table
 from jobq.store.tables import fanouts, job_data, job_logs, jobs, workers
 from jobq.store.why import why

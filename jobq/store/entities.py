@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobq.models import Replicated
-from jobq.store.database import Json, id_list, incoming, insert, is_one_of, now, rows_json
+from jobq.store.sql import Json, id_list, incoming, insert, is_one_of, now, rows_json
 from jobq.store.tables import entities, sync_states, watermarks
 
 

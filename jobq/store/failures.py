@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobq.states import Reason, Status
-from jobq.store.database import incoming, rows_json
+from jobq.store.sql import incoming, rows_json
 from jobq.store.tables import workflows
 
 

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobq.states import Desired, Reason, Status, parked
-from jobq.store.database import Json, id_list, incoming, is_one_of, picked_once, rows_json
 from jobq.store.jobs import new_id
+from jobq.store.sql import Json, id_list, incoming, is_one_of, picked_once, rows_json
 from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, jobs
 from jobq.store.wakeup import announce
 from jobq.store.webhook_events import tell_parked

@@ -23,11 +23,11 @@ from jobq import metrics, telemetry
 from jobq.states import Desired, Reason, Status
 from jobq.store import after, entities
 from jobq.store.commits import after_commit
-from jobq.store.database import incoming, now, rows_json
 from jobq.store.entities import Content
 from jobq.store.fanin import COUNTS, delta
 from jobq.store.jobs import new_id
 from jobq.store.siblings import Live, live_children, own_children
+from jobq.store.sql import incoming, now, rows_json
 from jobq.store.tables import fanout_deltas, fanout_targets, fanouts, jobs, sync_problems
 from jobq.store.wakeup import announce
 from jobq.store.webhook_events import CREATED, News, is_heard, tell, tell_stage

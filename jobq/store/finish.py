@@ -23,9 +23,9 @@ from jobq.models import Outcome
 from jobq.states import Reason, Status, Transition, Trigger, may_go
 from jobq.store.after import free
 from jobq.store.commits import after_commit
-from jobq.store.database import Instant, Json, id_list, incoming, insert, is_one_of, later, now, rows_json
 from jobq.store.failures import count_failures
 from jobq.store.fanin import Parked, count_ends, park, with_children
+from jobq.store.sql import Instant, Json, id_list, incoming, insert, is_one_of, later, now, rows_json
 from jobq.store.tables import attempts, fanouts, jobs, workflows
 from jobq.store.wakeup import announce
 from jobq.store.webhook_events import REQUEUED, is_heard, tell_each, tell_ends, tell_terminated

@@ -14,8 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobq.store.database import POSTGRESQL, estimated_rows, id_list, later, now
 from jobq.store.promote import read_load
+from jobq.store.sql import POSTGRESQL, estimated_rows, id_list, later, now
 from jobq.store.tables import jobs, schedulers, workers, workflows
 
 COUNTED = 10_000

@@ -11,8 +11,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobq.store.database import insert, later, now, plus
 from jobq.store.keys import end, note_use
+from jobq.store.sql import insert, later, now, plus
 from jobq.store.tables import hooks, workflows
 
 MINUTE = 60.0

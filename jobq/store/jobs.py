@@ -20,7 +20,8 @@ from jobq.models import Attempt, Job, Step
 from jobq.states import Desired, Reason, Status, Trigger
 from jobq.store.after import lock_upstreams, wait_for
 from jobq.store.commits import after_commit
-from jobq.store.database import Instant, Json, id_list, incoming, insert, insert_both, is_one_of, now, rows_json
+from jobq.store.database import insert_both
+from jobq.store.sql import Instant, Json, id_list, incoming, insert, is_one_of, now, rows_json
 from jobq.store.tables import attempts, job_data, jobs, requests, workers
 from jobq.store.webhook_events import find_named, is_heard, name_endpoints, tell_new
 

@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobq.store.database import now, plus
+from jobq.store.sql import now, plus
 from jobq.store.tables import keys
 
 _USED_EVERY = 60.0

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobq.states import Desired
-from jobq.store.database import id_list, is_one_of
 from jobq.store.fanin import of_lane
+from jobq.store.sql import id_list, is_one_of
 from jobq.store.tables import fanout_targets, jobs, workflows
 from jobq.store.targets import Name, held
 

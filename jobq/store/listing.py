@@ -29,8 +29,8 @@ from sqlalchemy.sql import ColumnElement, Select
 
 from jobq.models import Job, JobFilter, Total
 from jobq.states import REASONS, TERMINAL, Reason, Status
-from jobq.store.database import estimated_rows
 from jobq.store.jobs import SHOWN, as_job
+from jobq.store.sql import estimated_rows
 from jobq.store.tables import fanouts, jobs
 
 _STEP = 5_000

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobq.models import LogLine
-from jobq.store.database import Json, id_list, incoming, insert, is_one_of, rows_json
+from jobq.store.sql import Json, id_list, incoming, insert, is_one_of, rows_json
 from jobq.store.tables import job_logs, jobs
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -18,9 +18,9 @@ from sqlalchemy.engine import Connection, Row
 
 from jobq.schedule import Cron, Every, Plan, Schedule, Verdict, judge_overlap, plan
 from jobq.states import Desired, Reason, Status, Transition, Trigger
-from jobq.store.database import Instant, id_list, incoming, is_one_of, now, rows_json
 from jobq.store.finish import Change, finish
 from jobq.store.jobs import NewJob, enqueue, new_id
+from jobq.store.sql import Instant, id_list, incoming, is_one_of, now, rows_json
 from jobq.store.tables import jobs, workflows
 
 

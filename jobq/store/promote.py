@@ -18,8 +18,9 @@ from sqlalchemy.engine import Connection
 
 from jobq.promotion import Candidate, Load, Turns, choose
 from jobq.states import WAKING, Reason, Status
-from jobq.store.database import Json, id_list, is_one_of, later, now, picked_once, take_promote_lock
+from jobq.store.database import take_promote_lock
 from jobq.store.lanes import limits
+from jobq.store.sql import Json, id_list, is_one_of, later, now, picked_once
 from jobq.store.tables import fanouts, jobs, queues, tenants, workers
 from jobq.store.webhook_events import QUEUED, tell_each
 

@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.sql import ColumnElement
 
 from jobq.states import Status
-from jobq.store.database import Instant, id_list, is_one_of, later
 from jobq.store.rollup import is_rolled_up
+from jobq.store.sql import Instant, id_list, is_one_of, later
 from jobq.store.tables import (
     artifacts,
     attempts,

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobq.store.control import add_event, ready_queues
-from jobq.store.database import insert
+from jobq.store.sql import insert
 from jobq.store.tables import HELD, jobs, tenants, workflows
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.sql import ColumnElement, Select
 
 from jobq.histogram import Histogram
-from jobq.store.database import Json, bucket, committed_until, epoch, incoming, insert, period, rows_json
+from jobq.store.sql import Json, bucket, committed_until, epoch, incoming, insert, period, rows_json
 from jobq.store.tables import job_logs, jobs, rolled, rollups
 
 HOUR, DAY = 3600, 86_400

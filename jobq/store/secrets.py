@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobq.store.database import insert, now
+from jobq.store.sql import insert, now
 from jobq.store.tables import secrets
 
 

@@ -19,9 +19,9 @@ from sqlalchemy.engine import Connection, Row
 
 from jobq.states import REASONS, Desired, Reason, Settling, Status, Transition, canceled, fanned_in, settling
 from jobq.store import after, fanin, siblings
-from jobq.store.database import id_list, is_one_of, now
 from jobq.store.fanout import TOO_LARGE
 from jobq.store.finish import Change, EndedAttempt, finish, free_dependents, put_back
+from jobq.store.sql import id_list, is_one_of, now
 from jobq.store.tables import fanouts, jobs
 
 _SYNCS = 100

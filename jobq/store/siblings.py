@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from jobq.states import Desired, Status
 from jobq.store import entities
-from jobq.store.database import id_list, incoming, is_one_of, rows_json
+from jobq.store.sql import id_list, incoming, is_one_of, rows_json
 from jobq.store.tables import entities as entity_table
 from jobq.store.tables import fanouts, job_data, jobs, watermarks
 from jobq.sync import TargetSpec

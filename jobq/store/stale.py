@@ -25,10 +25,10 @@ from sqlalchemy.engine import Connection, Row
 from jobq.promotion import Load
 from jobq.stale import Hold, cause, holds_of, message, waited
 from jobq.states import Reason, Status, Trigger, stale
-from jobq.store.database import id_list, is_one_of, now, plus
 from jobq.store.finish import Change, finish
 from jobq.store.lanes import limits
 from jobq.store.promote import read_load
+from jobq.store.sql import id_list, is_one_of, now, plus
 from jobq.store.tables import attempts, events, jobs, queues, workflows
 
 STEP = 1000

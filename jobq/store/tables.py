@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Index, Table
 
 from jobq.states import EDGES
-from jobq.store.database import Instant, Json
+from jobq.store.sql import Instant, Json
 
 metadata = sa.MetaData()
 

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobq.store.database import incoming, insert, later, now, rows_json
+from jobq.store.sql import incoming, insert, later, now, rows_json
 from jobq.store.tables import targets
 
 Name = tuple[str, str]

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError
 
-from jobq.store.database import CHANNEL, POSTGRESQL, Database, notify
+from jobq.store.database import CHANNEL, Database, notify
+from jobq.store.sql import POSTGRESQL
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from jobq.store.control import add_event
-from jobq.store.database import POSTGRESQL, id_list, incoming, is_one_of, later, now, picked_once, rows_json
 from jobq.store.finish import storable
+from jobq.store.sql import POSTGRESQL, id_list, incoming, is_one_of, later, now, picked_once, rows_json
 from jobq.store.tables import jobs, webhook_deliveries, webhook_endpoints, webhook_events, workflows
 from jobq.webhook_delivery import Verdict
 from jobq.webhook_events import Happened

@@ -19,7 +19,7 @@ from sqlalchemy.sql import ColumnElement, FromClause
 
 from jobq.errors import NotFound
 from jobq.states import REASONS, Status
-from jobq.store.database import POSTGRESQL, id_list, incoming, insert, is_one_of, now, rows_json
+from jobq.store.sql import POSTGRESQL, id_list, incoming, insert, is_one_of, now, rows_json
 from jobq.store.tables import fanouts, jobs, webhook_deliveries, webhook_endpoints, webhook_events, webhook_overrides
 from jobq.store.wakeup import announce
 from jobq.webhook_events import TYPES, type_of_end, words

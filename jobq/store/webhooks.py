@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from jobq.store.database import insert, later, now, picked_once
+from jobq.store.sql import insert, later, now, picked_once
 from jobq.store.tables import webhook_deliveries, webhook_endpoints, webhook_events
 from jobq.store.webhook_deliveries import hook_page
 from jobq.webhook_events import TEST

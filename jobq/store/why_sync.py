@@ -11,8 +11,8 @@ from jobq.models import FanOut, Job
 from jobq.promotion import Load
 from jobq.states import Desired, Reason
 from jobq.store import siblings
-from jobq.store.database import now
 from jobq.store.exports import fanout
+from jobq.store.sql import now
 from jobq.store.tables import after, fanout_targets, jobs, targets
 from jobq.store.targets import OPEN
 

@@ -22,8 +22,8 @@ from jobq.models import Outcome
 from jobq.retry import backoff, retryable, stored_policy
 from jobq.states import Desired, Reason, Status, canceled, retry_or_fail
 from jobq.store.claim import TAKEN, Claimed, with_data
-from jobq.store.database import Instant, id_list, insert, is_one_of, later, now, picked_once, plus
 from jobq.store.finish import Change, EndedAttempt, finish, put_back
+from jobq.store.sql import Instant, id_list, insert, is_one_of, later, now, picked_once, plus
 from jobq.store.tables import job_data, jobs, schedulers, workers
 
 

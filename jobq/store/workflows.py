@@ -17,8 +17,9 @@ from jobq.models import Workflow, WorkflowStatus
 from jobq.schedule import Cron, Every, Schedule, anchor_of, next_slot
 from jobq.states import Status
 from jobq.store.control import add_event
-from jobq.store.database import now, take_promote_lock
+from jobq.store.database import take_promote_lock
 from jobq.store.finish import terminate as terminate_workflow
+from jobq.store.sql import now
 from jobq.store.tables import hooks, jobs, workflows
 from jobq.store.workers import database_now
 

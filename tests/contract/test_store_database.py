@@ -10,21 +10,9 @@ from sqlalchemy.engine import Connection
 
 from jobq.errors import Misconfigured, Unavailable
 from jobq.store import wakeup
-from jobq.store.database import (
-    Database,
-    Instant,
-    Json,
-    id_list,
-    incoming,
-    is_one_of,
-    later,
-    notify,
-    now,
-    plus,
-    rows_json,
-    take_promote_lock,
-)
+from jobq.store.database import Database, notify, take_promote_lock
 from jobq.store.jobs import NewJob, enqueue
+from jobq.store.sql import Instant, Json, id_list, incoming, is_one_of, later, now, plus, rows_json
 from tests.proxy import Proxy
 from tests.services import Postgres, wait_until
 from tests.stores import Store, new_job

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 
 from jobq.errors import Conflict, NotFound
 from jobq.store import control, finish, promote, prune, rollup, webhook_deliveries, webhooks, workers, workflows
-from jobq.store.database import later
 from jobq.store.jobs import enqueue, new_id
+from jobq.store.sql import later
 from jobq.store.tables import webhook_deliveries as delivery_table
 from jobq.store.tables import webhook_endpoints, webhook_events
 from jobq.store.webhook_events import named_endpoint

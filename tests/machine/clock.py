@@ -15,7 +15,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from jobq.store.database import POSTGRESQL, Database, instant_text
+from jobq.store.database import Database
+from jobq.store.sql import POSTGRESQL, instant_text
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 

@@ -20,7 +20,8 @@ from jobq.errors import Conflict
 from jobq.retry import RetryPolicy, stored_policy
 from jobq.settings import Settings
 from jobq.store.claim import Claimed
-from jobq.store.database import POSTGRESQL, Database
+from jobq.store.database import Database
+from jobq.store.sql import POSTGRESQL
 from jobq.store.tables import job_data, metadata
 from tests import plugins
 from tests.machine import laws

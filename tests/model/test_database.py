@@ -18,7 +18,8 @@ from jobq.retry import RetryPolicy
 from jobq.states import TERMINAL, WAKING, Desired, Reason, Status
 from jobq.store import control, jobs, promote, tables, workers
 from jobq.store.claim import Claimant, Report, claim, record
-from jobq.store.database import Connection, Database, later, now
+from jobq.store.database import Connection, Database
+from jobq.store.sql import later, now
 from tests.model import database as model
 from tests.model.bugs import AGAIN, LEFT, PROBE, WANTED
 from tests.model.protocol import steps

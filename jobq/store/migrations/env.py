@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from alembic import context
 
-from jobq.store.database import POSTGRESQL
 from jobq.store.migrations import VERSION_TABLE
 from jobq.store.patience import without_timeouts
+from jobq.store.sql import POSTGRESQL
 from jobq.store.tables import metadata
 
 if TYPE_CHECKING:

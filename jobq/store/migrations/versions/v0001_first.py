@@ -12,7 +12,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from alembic import op
 
-from jobq.store.database import Instant, Json
+from jobq.store.sql import Instant, Json
 
 revision = "0001"
 down_revision = None

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from jobq.store.database import Instant, Json
+from jobq.store.sql import Instant, Json
 
 revision = "0002"
 down_revision = "0001"

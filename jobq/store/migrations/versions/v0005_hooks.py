@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from jobq.store.database import Instant
+from jobq.store.sql import Instant
 
 revision = "0005"
 down_revision = "0004"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from jobq.store.database import Json
+from jobq.store.sql import Json
 
 revision = "0006"
 down_revision = "0005"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from jobq.store.database import Instant, Json
+from jobq.store.sql import Instant, Json
 
 revision = "0011"
 down_revision = "0010"

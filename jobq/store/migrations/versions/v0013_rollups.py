@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from alembic import op
 
-from jobq.store.database import Instant, Json
+from jobq.store.sql import Instant, Json
 
 revision = "0013"
 down_revision = "0012"
