@@ -74,6 +74,21 @@ def test_each_transition_of_a_job_is_told_once_and_numbered(store: FanOuts, work
     assert delivered_to(store, listener) == ["job.created", "job.queued", "job.started", "job.completed"]
 
 
+@pytest.mark.parametrize("heard_first", [True, False])
+def test_jobs_that_are_heard_and_others_are_claimed_in_one_order(
+    store: FanOuts, worker: UUID, heard_first: bool
+) -> None:
+    endpoint(store, *ALL, tenant="acme")
+    heard = store.enqueue(2, tenant="acme", priority=9 if heard_first else 1)
+    others = store.enqueue(2, tenant="other", priority=5)
+    store.promote()
+    first, last = (heard, others) if heard_first else (others, heard)
+    for expected in (first[:1], first[1:] + last[:1], last[1:]):
+        assert {job.id for job in store.claim_waiting(worker, len(expected))} == set(expected)
+    for job_id in heard:
+        assert types(store, job_id) == ["created", "queued", "started"]
+
+
 def test_an_attempt_that_fails_is_requeued_and_the_last_one_fails_the_job(store: FanOuts, worker: UUID) -> None:
     endpoint(store, *ALL)
     job = store.running_one(worker, max_attempts=2)
