@@ -259,7 +259,7 @@ def read_until(terminal: int, *patterns: str, timeout: float = 90) -> str:
 
 
 def test_on_a_terminal_tables_are_drawn_and_control_c_ends_them(environment: dict[str, str]) -> None:
-    with on_terminal(environment, 40, 100) as (pid, terminal):
+    with on_terminal(environment, 80, 100) as (pid, terminal):  # a SYNC stays in sight until 40 newer jobs have come
         shown = read_until(
             terminal,
             r"completed +HEARTBEAT +demo-front-page",
