@@ -40,7 +40,7 @@ from jobq.store.wakeup import announce, is_to_announce, ring
 from jobq.store.webhook_events import named_endpoint
 from jobq.store.workers import database_now
 from jobq.syncs import Syncs
-from jobq.validation import parse
+from jobq.validation import parse, tenant_name
 from jobq.webhooks import Webhooks
 from jobq.workflows import APPLICATION, Workflows
 
@@ -85,7 +85,7 @@ class JobQ(Jobs, Workflows, Syncs, Trends, metaclass=ABCMeta):
         if api_key is not None:
             raise InvalidInput("An api_key is for the address of an API, https://…: a database takes none.")
         self.settings = settings
-        self.tenant = tenant or settings.tenant
+        self.tenant = tenant_name(tenant or settings.tenant)
         self.actor = actor
 
     @cached_property

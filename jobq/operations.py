@@ -16,7 +16,7 @@ from jobq.settings import Quota, Settings
 from jobq.store import connectors, control, quotas, secrets, workers
 from jobq.store.database import Connection, Database
 from jobq.store.wakeup import announce, ring
-from jobq.validation import parse
+from jobq.validation import parse, tenant_name
 from jobq.vault import Vault
 
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -112,12 +112,14 @@ class Tenants:
 
     def weight(self, name: str, weight: float) -> None:
         """Its share of the room, relative to the others' (default 1)."""
+        tenant_name(name, "/name")
         if not 0 < weight <= 1_000_000:
             raise InvalidInput("A weight is above 0 and at most 1,000,000.", pointer="/weight")
         self._database.run(lambda conn: control.set_tenant(conn, name, self._actor, weight=weight))
 
     def limit(self, name: str, limit: int | None) -> None:
         """At most so many of its jobs in flight, over all queues; None: no limit."""
+        tenant_name(name, "/name")
         _positive(limit)
         self._database.run(lambda conn: control.set_tenant(conn, name, self._actor, limit=limit, unlimit=limit is None))
         ring(self._database)
@@ -128,6 +130,7 @@ class Tenants:
         None: no limit; ``"default"``: what the installation says. What is not named stays as it is. It holds at once in
         this process, within five seconds in others. It is judged at the door: what is there already stays.
         """
+        tenant_name(name, "/name")
         defaults = {field for field, value in changes.items() if value == "default"}
         wanted = parse(Quota, {field: None if field in defaults else value for field, value in changes.items()})
         values = {field: getattr(wanted, field) for field in changes if field not in defaults}

@@ -103,6 +103,8 @@ class JobRef:
     worker_id: UUID | None = None
     payload: Any = None
     """For built-in kinds: what of the store the job needs (see ``jobq.store.entities.Payload``)."""
+    started_by: str | None = None
+    """Who made a MANUAL job, if that was said; a child does not know."""
 
 
 def _no_log(text: str | bytes, stream: str) -> None:

@@ -125,6 +125,16 @@ def check_size(raw: bytes, max_bytes: int = MAX_BYTES) -> None:
         raise _too_large(len(raw), max_bytes)
 
 
+def tenant_name(name: str, pointer: str = "/tenant") -> str:
+    """The name, if a tenant may have it. Raises InvalidInput."""
+    if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip():
+        raise InvalidInput(
+            f"{name[:100]!r} is no name of a tenant.", hint="1 to 100 printable characters, no space at the ends.",
+            pointer=pointer,
+        )  # fmt: skip
+    return name
+
+
 def check_media_type(content_type: str | None) -> None:
     """Raises InvalidInput ``unsupported_media_type`` for a body that is no JSON by its Content-Type; none is fine."""
     kind = (content_type or "application/json").partition(";")[0].strip().lower()

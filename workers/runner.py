@@ -158,6 +158,7 @@ class Runner:
         ref = JobRef(
             job.id, job.attempt, job.tenant, job.kind, job.name, job.queue, job.trigger, job.timeout,
             job.scheduled_at, job.workflow_id, job.parent_id, job.state, job.retry_of, owner, job.payload,
+            job.started_by,
         )  # fmt: skip
         journal, held = self._journal, Held(job.id, job.attempt, owner)
         ctx = Context(

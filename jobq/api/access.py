@@ -18,13 +18,14 @@ from uuid import UUID
 from fastapi import Depends, Request
 
 from jobq.client import JobQ
-from jobq.errors import Forbidden, InvalidInput, TooMany, Unauthorized
+from jobq.errors import Forbidden, TooMany, Unauthorized
 from jobq.keys import Scope, digest_of, looks_like_a_key
 from jobq.models import Actor
 from jobq.settings import Settings
 from jobq.store import keys
 from jobq.store.database import Database
 from jobq.store.keys import StoredKey
+from jobq.validation import tenant_name
 
 _REMEMBERED = 5.0
 """Seconds for which a key is taken as it was found: so long a revoked one may go on."""
@@ -109,11 +110,7 @@ class Access:
 
 
 def _tenant(wanted: str | None, default: str) -> str:
-    if wanted is None:
-        return default
-    if not wanted or len(wanted) > 100 or not wanted.isprintable():
-        raise InvalidInput(f"{_TENANT} is no name of a tenant.", pointer=f"/{_TENANT}")
-    return wanted
+    return default if wanted is None else tenant_name(wanted, f"/{_TENANT}")
 
 
 def _is_local(request: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "/v1"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+"""No name has such a character, and routes would take "a%0A" for "a"."""
 _MODELS: list[Any] = [JobRequest, Definition, Particulars, Connector, problems.ProblemDetails]
 _MODELS += [*operations.BODIES, *hooks.BODIES, *webhooks.BODIES]
 
@@ -126,7 +129,7 @@ class Requests:
         trace = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
         try:
             with telemetry.continuing(trace.decode("latin-1")):
-                await self._app(scope, receive, answer)
+                await (problems.nowhere if _CONTROL.search(scope["path"]) else self._app)(scope, receive, answer)
         finally:
             _count(scope, status, time.perf_counter() - began)
             log.info(

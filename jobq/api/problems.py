@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from jobq.errors import Forbidden, InvalidInput, JobQError, Misconfigured, NotFound, TooMany, Unauthorized, Unavailable
 
@@ -100,6 +101,12 @@ async def _on_parameters(request: Request, error: Exception) -> JSONResponse:
 async def _on_defect(request: Request, error: Exception) -> JSONResponse:
     log.error("%s: %s %s failed", request_id(request), request.method, shown_path(request.url.path), exc_info=error)
     return _answer(request, 500, "This is a defect of jobq.", "defect", hint="The server's log has the request's id.")
+
+
+async def nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """An ASGI app for paths that name nothing."""
+    answer = _answer(Request(scope), 404, "There is no such thing.", "not_found")
+    await answer(scope, receive, send)
 
 
 def _answer(

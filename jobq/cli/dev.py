@@ -1,4 +1,4 @@
-"""``jobq dev``: scheduler and worker in one process, and a view of what they do. With ``--demo``, something to do."""
+"""``jobq dev``: scheduler, worker and API in one process, and a view of what they do. With ``--demo``, something to do."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _looked(look: Callable[[], Any], otherwise: Any) -> Any:
 
 def _header(settings: Settings, place: _Place, queues: dict[str, int], api: str, parts: _Demo | None) -> str:
     """What runs where, and what to try next."""
-    what = "the demo" if parts else "scheduler and worker"
+    what = "the demo" if parts else "scheduler, worker and API"
     facts = [
         ("database", mask_url(settings.database_url) + ("  (new at each start)" if parts else "")),
         ("broker", "in this process" if settings.broker_url == EMBEDDED else mask_url(settings.broker_url)),

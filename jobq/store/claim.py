@@ -61,6 +61,7 @@ class Claimed:
     state: Any
     retry: Any
     checkpoint: Any
+    started_by: str | None
     payload: Payload | None = None
     """A child of a SYNC: what it is to write."""
 
@@ -72,7 +73,7 @@ TAKEN = (
 )  # fmt: skip
 """The columns of a claimed job, in the order of the fields of ``Claimed``."""
 _TAKEN = [jobs.c[name] for name in TAKEN]
-_DATA = [job_data.c[name] for name in ("spec", "state", "retry", "checkpoint")]
+_DATA = [job_data.c[name] for name in ("spec", "state", "retry", "checkpoint", "started_by")]
 
 
 def _take(dialect: str, chosen: Any, *, unheard: bool = False) -> Any:
@@ -194,7 +195,7 @@ def _put_together(conn: Connection, rows: Sequence[Any], parts: Mapping[UUID, Se
     payloads = read_payloads(conn, children)  # after the claim: a newer content makes a newer child
     claimed = []
     for row in sorted(rows, key=lambda row: row.id):
-        data = parts.get(row.id) or (child_spec(row), None, None, None)
+        data = parts.get(row.id) or (child_spec(row), None, None, None, None)
         claimed.append(Claimed(*row[: len(_TAKEN)], *data, payloads.get(row.id)))  # type: ignore[call-arg]
     return claimed
 

@@ -158,7 +158,7 @@ def _bucket_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 class json_parts(FunctionElement[Any]):  # noqa: N801
-    """``json_parts(document, …)``: documents as one, a list in that order; NULL is null."""
+    """``json_parts(value, …)``: documents and texts as one list, in that order; NULL is null."""
 
     type = Json
     inherit_cache = True
@@ -172,7 +172,9 @@ def _json_parts_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(json_parts)
 def _json_parts_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
-    return f"json_array({', '.join(f'json({compiler.process(each, **kw)})' for each in element.clauses)})"
+    parts = ((each, compiler.process(each, **kw)) for each in element.clauses)
+    shown = (text if isinstance(each.type, sa.Text) else f"json({text})" for each, text in parts)
+    return f"json_array({', '.join(shown)})"
 
 
 def later(seconds: float | ColumnElement[Any]) -> ColumnElement[datetime]:

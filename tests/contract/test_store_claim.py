@@ -30,15 +30,12 @@ def test_a_claim_brings_all_that_the_execution_needs(store: Store, worker: UUID)
     flow, at = store.workflow(), ahead(seconds=-1)
     (job_id,) = store.queued(
         spec={"a": [1]}, state=False, retry={"retry_lost": True}, workflow_id=flow.id, generation=1, timeout=2.5,
-        name="é", scheduled_at=at,
+        name="é", scheduled_at=at, started_by='ann "é" {1}',
     )  # fmt: skip
     (claimed,) = store.claim(worker, [job_id])
-    assert (claimed.spec, claimed.state, claimed.retry, claimed.checkpoint) == (
-        {"a": [1]},
-        False,
-        {"retry_lost": True},
-        None,
-    )
+    assert (claimed.spec, claimed.state, claimed.retry, claimed.checkpoint, claimed.started_by) == (
+        {"a": [1]}, False, {"retry_lost": True}, None, 'ann "é" {1}',
+    )  # fmt: skip
     assert (claimed.tenant, claimed.kind, claimed.name, claimed.queue, claimed.trigger) == (
         "acme", "NOOP", "é", QUEUE, "MANUAL",
     )  # fmt: skip

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from jobq.client import JobQ
+from jobq.errors import InvalidInput
 from jobq.store.jobs import new_id
 from tests.api import HEARTBEAT, Api
 
@@ -128,6 +130,19 @@ def test_operators_pause_queues_limit_tenants_and_keep_secrets(api: Api) -> None
     assert api.local.delete("/v1/secrets/token").status_code == 204
     assert api.local.get("/v1/workers").json() == {"items": [], "next_cursor": None}
     assert api.local.post(f"/v1/workers/{new_id()}/drain").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["%20", "%20acme", "%00", "acme%0A", "a%1Bb", "a" * 101])
+def test_what_is_no_name_of_a_tenant_is_given_no_share(api: Api, name: str) -> None:
+    answer = api.local.patch(f"/v1/tenants/{name}", json={"weight": 2.0})
+    assert (answer.status_code, answer.json()["code"]) in [(422, "validation_error"), (404, "not_found")]
+    assert api.local.get("/v1/tenants").json()["items"] == []
+
+
+@pytest.mark.parametrize("name", [" acme", "a\tb", "a" * 101])
+def test_nobody_acts_for_a_tenant_with_such_a_name(api: Api, name: str) -> None:
+    with pytest.raises(InvalidInput, match="no name of a tenant"):
+        JobQ(tenant=name, settings=api.jobq.settings)
 
 
 def test_connectors_and_states_of_syncs(api: Api) -> None:

@@ -195,16 +195,16 @@ def test_sizes_are_in_megabytes() -> None:
 
 
 def test_a_container_gets_the_same_document() -> None:
-    job = JobRef(ID, 2, "acme", "CONTAINER", "nightly", "container", "AUTOMATIC", 30.0, state={"a": 1})
+    job = JobRef(ID, 2, "acme", "CONTAINER", "nightly", "container", "MANUAL", 30.0, state={"a": 1}, started_by="ann")
     spec = Container(image="busybox", memory=64 * MiB, cpus=0.5)
     at = NOW + timedelta(seconds=1)
     inside = details_at_start(spec, job, env_id="prod-0123456789ab", host="engine", now=at)
     stored = facts(
-        attempt=2, kind="CONTAINER", name="nightly", queue="container", trigger="AUTOMATIC", status=Status.RUNNING,
+        attempt=2, kind="CONTAINER", name="nightly", queue="container", status=Status.RUNNING, actor="ann",
         reason=Reason.PREPARING, spec=spec.model_dump(mode="json"), state={"a": 1}, host="engine", started_at=at,
         last_updated=at,
     )  # fmt: skip
     assert inside == job_details(stored)
-    assert inside["env_id"] == "prod"
+    assert (inside["env_id"], inside["started_by"]) == ("prod", "ann")
     definition = {"memory": 64 * MiB, "cpus": 0.5, "host": "engine", "slots": None}
     assert inside["task_definition"] == definition

@@ -126,6 +126,7 @@ def details_at_start(spec: Container, job: JobRef, *, env_id: str, host: str | N
             id=job.id, attempt=job.attempt, tenant=job.tenant, kind=job.kind, name=job.name, queue=job.queue,
             trigger=job.trigger, status=Status.RUNNING, reason=Reason.PREPARING, workflow_id=job.workflow_id,
             env_id=_MARK.sub("", env_id), spec=spec.model_dump(mode="json"), state=job.state, started_at=now,
+            actor=job.started_by,
             last_updated=now, host=host,
         )
     )  # fmt: skip
