@@ -222,6 +222,34 @@ def _message(operation: str, type_: str, queue: str, **more: Any) -> dict[str, A
     return {name: value for name, value in known.items() if value is not None}
 
 
+# --- the API -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(method: str, traceparent: str | None) -> Iterator[_Span | None]:
+    """A request to us is answered, below the span that its header names; ``served`` says how.
+
+    It names the route's pattern: the path itself may hold the token of a hook.
+    """
+    tracer = _active()
+    if tracer is None:
+        with continuing(traceparent):
+            yield None
+        return
+    with _span(tracer, method, "SERVER", _parent(traceparent), {"http.request.method": method}) as span:
+        yield span
+
+
+def served(span: _Span | None, method: str, route: str | None, status: int) -> None:
+    """It was: by this route (None: by none), with this status; from 500 on it is an error of ours."""
+    if span is not None:
+        span.say(http__route=route, http__response__status_code=status)
+        if route is not None:
+            span.raw.update_name(f"{method} {route}")
+        if status >= 500:
+            span.failed(str(status))
+
+
 # --- a job's way -----------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -127,22 +127,38 @@ class Requests:
             await send(message)
 
         trace = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+        app = problems.nowhere if _CONTROL.search(scope["path"]) else self._app
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         try:
-            with telemetry.continuing(trace.decode("latin-1")):
-                await (problems.nowhere if _CONTROL.search(scope["path"]) else self._app)(scope, receive, answer)
+            with _traced(scope["path"], method, trace.decode("latin-1")) as span:
+                try:
+                    await app(scope, receive, answer)
+                finally:
+                    telemetry.served(span, method, _route(scope), status)
         finally:
-            _count(scope, status, time.perf_counter() - began)
+            _count(method, _route(scope), status, time.perf_counter() - began)
             log.info(
                 "%s %s %d %.1f ms (%s)", scope["method"], problems.shown_path(scope["path"]), status,
                 (time.perf_counter() - began) * 1000, request_id,
             )  # fmt: skip
 
 
-def _count(scope: Scope, status: int, seconds: float) -> None:
-    """By the route's pattern, never by the path, and by the methods that there are: both come from outside."""
-    route = getattr(scope.get("route"), "path", "(none)")
-    if scope["path"].startswith(f"{_PREFIX}/") and route.startswith("/") and not route.startswith(_PREFIX):
+def _traced(path: str, method: str, traceparent: str) -> AbstractContextManager[Any]:
+    """A span for what is asked of us, not for each look of a probe or a scraper."""
+    if path.startswith(f"{_PREFIX}/"):
+        return telemetry.serving(method, traceparent)
+    return telemetry.continuing(traceparent)
+
+
+def _route(scope: Scope) -> str | None:
+    """The route's pattern; None: there is none for that path."""
+    route: str | None = getattr(scope.get("route"), "path", None)
+    if route is not None and scope["path"].startswith(f"{_PREFIX}/") and not route.startswith(_PREFIX):
         route = _PREFIX + route  # FastAPI names it as its router does
-    method = scope["method"] if scope["method"] in _METHODS else "(other)"
-    metrics.REQUESTS.add(1, method, route, str(status))
-    metrics.REQUEST_SECONDS.observe(seconds, route)
+    return route
+
+
+def _count(method: str, route: str | None, status: int, seconds: float) -> None:
+    """By the route's pattern, never by the path, and by the methods that there are: both come from outside."""
+    metrics.REQUESTS.add(1, method, route or "(none)", str(status))
+    metrics.REQUEST_SECONDS.observe(seconds, route or "(none)")

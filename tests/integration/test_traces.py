@@ -91,7 +91,9 @@ def test_one_trace_leads_from_a_request_to_the_api_through_a_sync_to_what_its_ch
     by_id = {span.id: span for span in spans}
     (enqueue,) = called(spans, "enqueue sync")
     (sync,) = called(spans, "process sync")
-    assert enqueue.parent == SENDER
+    (request,) = called(spans, "POST /v1/jobs")
+    assert (request.parent, enqueue.parent) == (SENDER, request.id)
+    assert (request.attributes["http.route"], request.attributes["http.response.status_code"]) == ("/v1/jobs", 201)
     assert (sync.parent, sync.attributes["messaging.message.id"]) == (enqueue.id, job["id"])
     for child in called(spans, "process replication"):
         assert (child.parent, child.attributes["jobq.job.parent_id"]) == (sync.id, job["id"])
@@ -128,6 +130,21 @@ def test_a_probe_is_a_span_that_names_its_origin_and_neither_path_nor_query(stag
     assert stage.fleet.jobq.spec(stage.fleet.jobq.get(job["id"]).id)["endpoint"] == endpoint
     headers = [headers for _, path, headers in stage.collector.requests if CANARY in path]
     assert [header for header in headers if "traceparent" in header] == [], "a probe goes to whoever it may be"
+
+
+def test_a_request_is_a_span_that_names_its_route_and_a_look_at_its_health_is_none(stage: Stage) -> None:
+    trace = "cd" * 16
+    headers = {"traceparent": f"00-{trace}-{SENDER}-01"}
+    assert stage.api.get("/livez", headers=headers).status_code == 200
+    assert stage.api.post(f"/v1/hooks/{CANARY}", headers=headers).status_code == 404
+    assert stage.api.request("PROPFIND", "/v1/nowhere", headers=headers).status_code in {404, 405}
+    wait_until(lambda: len(stage.collector.of(trace)) >= 2, 20, what="the spans")
+    spans = stage.collector.of(trace)
+    assert {(span.name, span.parent, span.kind) for span in spans} == {
+        ("POST /v1/hooks/{token}", SENDER, 2),
+        ("_OTHER", SENDER, 2),
+    }
+    assert CANARY not in str(spans)
 
 
 def test_what_a_request_names_that_is_no_trace_is_passed_over(stage: Stage) -> None:
