@@ -222,7 +222,7 @@ class JobQ(Jobs, Workflows, Syncs, Trends, metaclass=ABCMeta):
         before = self._remembered(conn, key, new[0].id, request) if new else None
         if before is not None:
             return [UUID(int=before.int + number) for number in range(len(new))]
-        self.quotas.admit(self.tenant, len(new), conn)
+        self.quotas.admit(self.tenant, len(new), conn, first=new[0].id if new else None)
         return self._insert(conn, new, connection)
 
     @staticmethod
@@ -245,7 +245,7 @@ class JobQ(Jobs, Workflows, Syncs, Trends, metaclass=ABCMeta):
         before = self._remembered(conn, asked.idempotency_key, new.id, request)
         if before is not None:
             return store.get(conn, self.tenant, before)
-        self.quotas.admit(self.tenant, conn=conn)
+        self.quotas.admit(self.tenant, conn=conn, first=new.id)
         return store.enqueue_one(conn, new, wakes=wakes) or self._inserted(conn, new)
 
     def _enqueue_one(self, conn: Connection, asked: JobRequest, job_id: UUID) -> Job:
@@ -255,7 +255,7 @@ class JobQ(Jobs, Workflows, Syncs, Trends, metaclass=ABCMeta):
         before = self._remembered(conn, accepted.idempotency_key, new.id, request)
         if before is not None:
             return store.get(conn, self.tenant, before)
-        self.quotas.admit(self.tenant, conn=conn)
+        self.quotas.admit(self.tenant, conn=conn, first=new.id)
         return self._inserted(conn, new)
 
     def _inserted(self, conn: Connection, new: NewJob) -> Job:
@@ -345,7 +345,7 @@ class JobQ(Jobs, Workflows, Syncs, Trends, metaclass=ABCMeta):
             id=again, trigger=Trigger.MANUAL, state=data.state, retry=data.retry, workflow_id=before.workflow_id,
             generation=before.generation, retry_of=job_id, dedupe_key=before.dedupe_key, started_by=self._maker,
         )  # fmt: skip
-        self.quotas.admit(self.tenant, conn=conn)
+        self.quotas.admit(self.tenant, conn=conn, first=again)
         new.lane, new.webhook = self._lane_of(conn, before.workflow_id), named_endpoint(conn, job_id)
         control.add_event(conn, before.tenant, f"job:{job_id}", "retry", self.actor, detail={"new": str(new.id)})
         self._insert(conn, [new], None)

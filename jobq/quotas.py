@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from jobq.errors import TooMany
 from jobq.settings import Quota, Settings
@@ -19,6 +20,8 @@ from jobq.store.database import Connection, Database
 COUNTED_EVERY = 5.0
 """Seconds for which quotas and counts are taken as they were found."""
 _MOST = 10_000
+_MOST_TRIED = 1000
+"""Accepted ids that are remembered: of calls that may yet be tried again."""
 _MARGIN = 0.1
 
 
@@ -81,6 +84,7 @@ class Quotas:
     database: Database
     settings: Settings
     _known: dict[str, _Known] = field(default_factory=dict)
+    _accepted: dict[UUID, None] = field(default_factory=dict)
     _buckets: dict[str, Bucket] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -92,11 +96,14 @@ class Quotas:
         """The next question is answered from the database: for who changed a quota just now."""
         self._known.pop(tenant, None)
 
-    def admit(self, tenant: str, jobs: int = 1, conn: Connection | None = None) -> None:
+    def admit(self, tenant: str, jobs: int = 1, conn: Connection | None = None, *, first: UUID | None = None) -> None:
         """Accept that many more jobs, all or none. Raises TooMany ``quota_exceeded``.
 
-        ``conn``: what to count with, where the caller has a transaction open.
+        ``conn``: what to count with, where the caller has a transaction open. Such a transaction may be tried again, its
+        first try having been committed: ``first``, the id of the (first) new job, tells that these were accepted.
         """
+        if first is not None and first in self._accepted:
+            return
         known = self._look(tenant, conn)
         quota = known.quota
         if quota.waiting is None and quota.running is None:
@@ -108,13 +115,25 @@ class Quotas:
                 more = "" if jobs == 1 else f", and {jobs} more are asked for"
                 raise _over(tenant, known, f"has {known.waiting} jobs waiting, of {quota.waiting} at most{more}")
             known.waiting += jobs
+            if first is not None:
+                self._accept(first)
 
-    def admit_schedule(self, conn: Connection, tenant: str) -> None:
+    def admit_schedule(self, conn: Connection, tenant: str, *, first: UUID | None = None) -> None:
         """Accept one more workflow with a schedule: counted exactly. Raises TooMany ``quota_exceeded``."""
+        if first is not None and first in self._accepted:
+            return
         known = self._look(tenant, conn)
         most = known.quota.schedules
         if most is not None and (there := store.count_schedules(conn, tenant)) >= most:
             raise _over(tenant, known, f"has {there} workflows with a schedule, of {most} at most")
+        if most is not None and first is not None:
+            with self._lock:
+                self._accept(first)
+
+    def _accept(self, first: UUID) -> None:
+        self._accepted[first] = None
+        while len(self._accepted) > _MOST_TRIED:
+            del self._accepted[next(iter(self._accepted))]
 
     def knows(self, tenant: str) -> bool:
         """Can it be told of this tenant without a look at the database?"""

@@ -101,16 +101,18 @@ class Workflows:
             if before is not None:
                 return workflows.get(conn, self.tenant, before)
             self._check_references(conn, fields)
-            self._admit_schedule(conn, fields)
+            self._admit_schedule(conn, fields, made=workflow_id)
             return workflows.create(conn, workflow_id, self.tenant, fields, self.actor)
 
         return self._write(None, work)
 
-    def _admit_schedule(self, conn: Connection, fields: dict[str, Any], before: Workflow | None = None) -> None:
-        """The quota has room for the schedule, if this workflow gets one that had none."""
+    def _admit_schedule(
+        self, conn: Connection, fields: dict[str, Any], before: Workflow | None = None, *, made: UUID | None = None
+    ) -> None:
+        """The quota has room for the schedule, if this workflow gets one that had none. ``made``: see ``Quotas.admit``."""
         had_none = before is None or (before.interval is None and before.cron is None)
         if had_none and (fields["interval"] is not None or fields["cron"] is not None):
-            self.quotas.admit_schedule(conn, self.tenant)
+            self.quotas.admit_schedule(conn, self.tenant, first=made)
 
     def _remembered(self, conn: Connection, key: str | None, made: UUID, request: str) -> UUID | None:
         """What an earlier request with this idempotency key made; None: this is the first one, or it has no key."""
@@ -257,7 +259,7 @@ class Workflows:
             return store.get(conn, self.tenant, before)
         if asked.state is not None:
             check_json(asked.state, max_bytes=self.settings.max_spec_bytes, pointer="/state")
-        self.quotas.admit(self.tenant, conn=conn)
+        self.quotas.admit(self.tenant, conn=conn, first=job_id)
         scheduled_at = asked.scheduled_at
         new = NewJob(
             tenant=found.tenant, kind=found.kind, name=asked.name or found.name, queue=found.queue, spec=found.spec,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jobq import Conflict, Every, JobQ, Reason, Status
+from jobq import Conflict, Every, JobQ, Reason, Status, TooMany
 from tests.commits import Commits
 from tests.crm import TOKEN, Crm
 from tests.fleet import Fleet
@@ -204,6 +204,38 @@ def test_what_a_person_asked_for_and_was_not_told_happened_once(stage: Stage) ->
     assert unconfirmed("jobq_jobs", lambda: client.cancel(later.id)).status is Status.CANCELED
     with pytest.raises(Conflict):
         client.cancel(later.id)
+
+
+def test_what_fills_a_quota_is_accepted_though_its_reply_was_lost(stage: Stage) -> None:
+    """The second try of a call that was committed meets a quota that the first try has filled."""
+    client = stage.fleet.jobq.acting("narrow", "test")
+    client.tenants.quota("narrow", waiting=1, schedules=1)
+    later = datetime.now(UTC) + timedelta(days=1)
+    by_hand = client.create_workflow({}, kind="NAP", name="by hand")
+    ended = client.cancel(client.trigger("by hand", scheduled_at=later).id)
+    jobq_doors: list[Callable[[], Any]] = [
+        lambda: client.enqueue({}, kind="NAP", queue="nowhere"),
+        lambda: client.enqueue({}, kind="NAP", queue="nowhere", idempotency_key="one"),
+        lambda: client.enqueue({}, kind="NAP", scheduled_at=later),
+        lambda: client.get(client.enqueue_many([{"kind": "NAP", "queue": "nowhere"}], idempotency_key="many")[0]),
+        lambda: client.trigger(by_hand.id, scheduled_at=later),
+        lambda: client.trigger(by_hand.id, scheduled_at=later, idempotency_key="two"),
+        lambda: client.retry(ended.id),
+    ]
+    for lost, door in enumerate(jobq_doors):
+        client.quotas.forget("narrow")
+        stage.wire.lose(r"INSERT INTO jobq_jobs")
+        job = door()
+        stage.lost(lost + 1)
+        with pytest.raises(TooMany):
+            client.enqueue({}, kind="NAP")
+        if not client.get(job.id).finished:
+            client.cancel(job.id)
+    stage.wire.lose(r"INSERT INTO jobq_workflows")
+    client.create_workflow({}, kind="NAP", name="yearly", schedule=Every("P300D"))
+    stage.lost(len(jobq_doors) + 1)
+    with pytest.raises(TooMany):
+        client.create_workflow({}, kind="NAP", schedule=Every("P300D"))
 
 
 # --- all of it at once -----------------------------------------------------------------------------------------------
