@@ -23,6 +23,7 @@ from jobq.store.database import Connection, Database
 from jobq.store.jobs import new_id
 from jobq.store.sql import instant_text
 from jobq.store.wakeup import announce, ring
+from jobq.store.webhook_live import hook_live
 from jobq.store.webhooks import Delivery
 from jobq.store.workers import database_now
 from jobq.validation import parse
@@ -175,7 +176,7 @@ class Webhooks:
             if taken is not None and taken.id != row.id:
                 raise _name_taken(taken.name)
             webhooks.update(conn, row.id, changes)
-            webhooks.hook_live(conn, row.id)
+            hook_live(conn, row.id)
             self._note(conn, row.id, "update", {name: value for name, value in asked if name in asked.model_fields_set})
             announce(conn)
             return self._endpoint(conn, self._find(conn, row.id))

@@ -38,11 +38,11 @@ from jobq.store.webhook_deliveries import (
     Tried,
     endpoints_to_look_at,
     events_of,
-    hook_live_jobs,
     lease,
     record,
 )
 from jobq.store.webhook_documents import documents_of
+from jobq.store.webhook_live import hook_live_jobs
 from jobq.store.webhooks import any_exists
 from jobq.store.workers import database_now
 from jobq.vault import Vault

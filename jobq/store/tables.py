@@ -412,6 +412,7 @@ webhook_endpoints = Table(
     Column("succeeded_at", Instant),
     Column("hooking", sa.Boolean, nullable=False),  # jobs that were live when it came are still being hooked,
     Column("hooked_from", sa.Uuid),  # and have been, down to this one
+    Column("hooked_behind", sa.BigInteger),  # see jobq.store.webhook_live
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     _index("jobq_webhook_endpoints_name", "tenant", "name", unique=True),

@@ -13,10 +13,9 @@ from sqlalchemy.engine import Connection, Row
 
 from jobq.store.sql import insert, later, now, picked_once
 from jobq.store.tables import webhook_deliveries, webhook_endpoints, webhook_events
-from jobq.store.webhook_deliveries import hook_page
+from jobq.store.webhook_live import hook_live
 from jobq.webhook_events import TEST
 
-_HOOKED_AT_ONCE = 2000
 _FIELDS = (
     "id", "name", "url", "patterns", "children", "hub_signature", "secrets", "enabled", "disabled_reason",
     "failing_since", "succeeded_at", "created_at", "updated_at", "tenant", "types",
@@ -84,16 +83,6 @@ def create(conn: Connection, endpoint_id: UUID, tenant: str, fields: Mapping[str
     if row is not None:
         hook_live(conn, endpoint_id)
     return row
-
-
-def hook_live(conn: Connection, endpoint_id: UUID) -> None:
-    """The newest live jobs now; then the scheduler walks over all of them, which finds what was enqueued meanwhile."""
-    c = webhook_endpoints.c
-    endpoint = conn.execute(sa.select(webhook_endpoints).where(c.id == endpoint_id)).one()
-    if endpoint.listens:
-        hook_page(conn, endpoint, _HOOKED_AT_ONCE)
-    again = {"hooking": bool(endpoint.listens), "hooked_from": None}
-    conn.execute(sa.update(webhook_endpoints).where(c.id == endpoint_id).values(**again))
 
 
 def find(conn: Connection, tenant: str, key: UUID | str, *, lock: bool = False) -> Row[Any] | None:

@@ -12,7 +12,18 @@ import pytest
 import sqlalchemy as sa
 
 from jobq.errors import Conflict, NotFound
-from jobq.store import control, finish, promote, prune, rollup, webhook_deliveries, webhooks, workers, workflows
+from jobq.store import (
+    control,
+    finish,
+    promote,
+    prune,
+    rollup,
+    webhook_deliveries,
+    webhook_live,
+    webhooks,
+    workers,
+    workflows,
+)
 from jobq.store.jobs import enqueue, new_id
 from jobq.store.sql import later
 from jobq.store.tables import webhook_deliveries as delivery_table
@@ -203,10 +214,27 @@ def test_the_scheduler_hooks_the_live_jobs_that_one_look_does_not_reach(store: F
     hook = endpoint(store, *ALL)
     store.execute("UPDATE jobq_jobs SET hooked = NULL")
     for _ in range(10):
-        store.do(webhook_deliveries.hook_live_jobs, 5)
+        store.do(webhook_live.hook_live_jobs, 5)
     assert [store.row(job_id).hooked for job_id in ids] == [None] + [0] * 11
-    assert not store.do(webhook_deliveries.hook_live_jobs, 5), "it has come to the end"
+    assert not store.do(webhook_live.hook_live_jobs, 5), "it has come to the end"
     assert store.look(webhooks.find, "acme", hook) is not None
+
+
+def test_a_job_of_a_transaction_that_was_open_when_the_endpoint_came_is_hooked_when_it_is_there(
+    postgres: FanOuts,
+) -> None:
+    store = postgres
+    seen = store.enqueue_one()
+    with store.database.begin() as application:
+        (unseen,) = enqueue(application, [new_job(tenant="acme")])
+        endpoint(store, *ALL)
+        while store.do(webhook_live.hook_live_jobs, 5):
+            pass
+        assert store.row(seen).hooked == 0
+    assert store.row(unseen).hooked is None
+    assert store.do(webhook_live.hook_live_jobs, 5), "nothing is open any more that may have missed it"
+    assert store.row(unseen).hooked == 0
+    assert not store.do(webhook_live.hook_live_jobs, 5)
 
 
 def test_a_job_that_names_an_endpoint_is_heard_there_and_nowhere_else(store: FanOuts, worker: UUID) -> None:
