@@ -118,6 +118,7 @@ RECORD_BATCH = Histogram("jobq_record_batch_jobs", "Outcomes of one recording tr
 RECORD_SECONDS = Histogram("jobq_record_seconds", "Duration of a recording transaction.", bounds=_SHORT)
 REFUSED = Counter("jobq_outcomes_refused", "Outcomes of attempts that had another owner or an end by then.")
 DROPPED = Counter("jobq_messages_dropped", "Messages that were no hints of this version.")
+PASSED_ON = Counter("jobq_passed_on_jobs", "Jobs of hints that found no room, told to the next worker.", "queue")
 GONE = Counter("jobq_workers_gone", "Workers that were declared dead because their process was seen to be gone.")
 
 # --- schedulers ------------------------------------------------------------------------------------------------------

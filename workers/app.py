@@ -33,7 +33,8 @@ from celery.worker import WorkController
 from celery.worker import state as celery_state
 
 from jobq import metrics
-from jobq.broker import TASK, CeleryBroker, make_celery, message_queue, parse_hint, require_shared
+from jobq.broker import TASK, CeleryBroker, Hint, make_celery, message_queue, parse_hint, require_shared
+from jobq.errors import Unavailable
 from jobq.exposition import served
 from jobq.logs import configure
 from jobq.loop import Loop
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 
 _LASTING = ExitStack()
 """What is open to the end of a process that Celery's own command started."""
+_FULL = 20.0
+"""Seconds for which a thread that met no free slot takes no other hint: they lie at the broker, for all workers."""
 DEAF = 1
 """The exit code of a worker that turned deaf."""
 DEFAULT_QUEUES = ",".join(f"{queue}:{slots}" for queue, slots in DEFAULT_SLOTS.items())
@@ -66,6 +69,8 @@ class App:
         self.worker: Worker | None = None
         self.dropped = 0
         self.ear = Ear()
+        self._broker = CeleryBroker(settings)
+        self._publishing = threading.Lock()
         self._ending = threading.Lock()
         self.on_drain: Callable[[], None] = self.drain
         self.celery = make_celery(settings)
@@ -88,7 +93,20 @@ class App:
                 self._drop()
                 log.warning("a message was dropped: it is no hint of this version")
                 return
-            self.worker.hint(hint.queue, hint.ids)
+            left = self.worker.hint(hint.queue, hint.ids)
+            if left:
+                self._pass_on(Hint(hint.queue, left))
+                self.worker.slots.wait_for_room(hint.queue, _FULL)  # else this worker would be told the same again
+
+    def _pass_on(self, hint: Hint) -> None:
+        """Jobs found no room here: another worker may have some, and would look into the database seconds later."""
+        try:
+            with self._publishing:
+                self._broker.publish([hint])
+        except Unavailable as error:
+            log.debug("not passed on: %s", error)
+        else:
+            metrics.PASSED_ON.add(len(hint.ids), hint.queue)
 
     def _refused(self, sender: Any = None, **_: Any) -> None:
         """The consumer dropped a message: a foreign task, a form that could carry code, or no form at all."""
@@ -121,6 +139,7 @@ class App:
             if self.worker is not None:
                 self.worker.stop()
                 self.worker = None
+                self._broker.close()
 
     def bind_signals(self) -> None:
         """Follow the life of a Celery worker that runs this app in this process.
@@ -137,7 +156,7 @@ class App:
         assert self.worker is not None
         after = self.settings.deaf_after.total_seconds()
         listening = Listening(
-            self.ear, CeleryBroker(self.settings), self.worker.slots, self.worker.lease,
+            self.ear, self._broker, self.worker.slots, self.worker.lease,
             after=after, on_deaf=self._end_deaf,
         )  # fmt: skip
         Loop("listen", listening.tick).start()

@@ -39,8 +39,8 @@ from workers.slots import Slots
 
 log = logging.getLogger(__name__)
 
-HINT_WAIT = 20.0
-"""Seconds that a hint waits for free slots; then its jobs stay QUEUED and are claimed without it."""
+_ROOM_WITHIN = 0.1
+"""Seconds that a hint waits for free slots here; then others hear of the rest of its jobs."""
 _BACKSTOP = 5.0
 """Seconds by which the worker's own timeout is later than that of an executor that watches the time itself."""
 
@@ -101,17 +101,18 @@ class Runner:
 
     # --- claim ---------------------------------------------------------------------------------------------
 
-    def hint(self, queue: str, ids: Sequence[UUID]) -> None:
-        """Claim what fits of these jobs, waiting for room; what does not fit stays QUEUED for whoever has room."""
+    def hint(self, queue: str, ids: Sequence[UUID]) -> Sequence[UUID]:
+        """Claim what fits of these jobs, or will within a moment; returns the others, for whoever has room."""
         self.last_hint[queue] = time.monotonic()
-        ends = time.monotonic() + HINT_WAIT
+        ends = time.monotonic() + _ROOM_WITHIN
         while ids:
             taken = self._slots.take(queue, len(ids), ends - time.monotonic())
             if not taken:
                 self.overflowed.add(queue)
-                return
+                break
             now, ids = ids[:taken], ids[taken:]
             self._claim(queue, taken, lambda conn, by, now=now: claim(conn, by, queue, now))  # type: ignore[misc]
+        return ids
 
     def claim_without_hint(self, queue: str, at_most: int) -> int:
         """Claim QUEUED jobs straight from the database; returns how many there were."""

@@ -89,10 +89,11 @@ class Worker:
                 waited += 1
                 time.sleep(min(0.25 * waited, 2.0))
 
-    def hint(self, queue: str, ids: Sequence[UUID]) -> None:
-        """A message came: claim what fits. Blocks while there is no room, at most 20 s."""
-        if queue in self.slots.capacity and not self._draining:
-            self.runner.hint(queue, ids)
+    def hint(self, queue: str, ids: Sequence[UUID]) -> Sequence[UUID]:
+        """A message came: claim what fits; returns what does not, which others may have room for."""
+        if queue not in self.slots.capacity:
+            return ()
+        return ids if self._draining else self.runner.hint(queue, ids)
 
     def _recorded(self, owner: UUID, reports: Sequence[Report]) -> None:
         self.runner.recorded(owner, reports)

@@ -52,6 +52,11 @@ class Slots:
                 self._free[queue] -= taken
             return taken
 
+    def wait_for_room(self, queue: str, seconds: float) -> None:
+        """Until a slot is free, or none will be taken any more, or so many seconds have passed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self.free(queue) > 0, seconds)
+
     def give(self, queue: str, count: int) -> None:
         """Give slots back."""
         if count:
