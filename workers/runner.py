@@ -39,7 +39,7 @@ from workers.slots import Slots
 
 log = logging.getLogger(__name__)
 
-_ROOM_WITHIN = 0.1
+_ROOM_WITHIN = 0.25
 """Seconds that a hint waits for free slots here; then others hear of the rest of its jobs."""
 _BACKSTOP = 5.0
 """Seconds by which the worker's own timeout is later than that of an executor that watches the time itself."""
