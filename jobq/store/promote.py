@@ -189,7 +189,7 @@ _BEGINNING = ("", "")  # tenants are never empty, so that every (tenant, lane) i
 def _candidates(conn: Connection, queue: str, room: int, cursor: Cursor) -> tuple[list[Candidate], bool]:
     """The heads of the lanes, round about, and whether there may be more.
 
-    Each fetch begins behind the last lane of the one before; the i-th takes room ÷ i rows, so that one busy
+    Each fetch begins behind the last lane that the one before has read as far as it wanted; the i-th takes room ÷ i rows, so that one busy
     tenant is read deep and a thousand tenants are each read a little.
     """
     start = cursor.after.pop(queue, _BEGINNING)
@@ -201,7 +201,7 @@ def _candidates(conn: Connection, queue: str, room: int, cursor: Cursor) -> tupl
         rows = [Candidate(*row) for row in conn.execute(_ready_after(), parameters)]
         found.update((row.id, row) for row in rows)
         if len(rows) == limit:
-            place = (rows[-1].tenant, rows[-1].lane)
+            place = _behind_whole_lanes(rows)
         elif wrapped:
             return list(found.values()), len(found) > room
         else:
@@ -210,6 +210,12 @@ def _candidates(conn: Connection, queue: str, room: int, cursor: Cursor) -> tupl
             return list(found.values()), True
     cursor.after[queue] = place
     return list(found.values()), True
+
+
+def _behind_whole_lanes(rows: Sequence[Candidate]) -> tuple[str, str]:
+    """The last lane of a full fetch, unless that was cut short in it: then the lane before, so that it is read again."""
+    last = (rows[-1].tenant, rows[-1].lane)
+    return next(((row.tenant, row.lane) for row in reversed(rows) if (row.tenant, row.lane) != last), last)
 
 
 def _queue(conn: Connection, chosen: Sequence[UUID], traces: dict[UUID, str] | None) -> list[UUID]:

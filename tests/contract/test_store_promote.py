@@ -274,6 +274,14 @@ def test_room_that_one_tenant_does_not_need_goes_to_the_others(store: Store) -> 
     assert tenants(store, store.promote()[QUEUE]) == {"modest": 1, "huge": 9}
 
 
+def test_room_that_a_tenant_at_its_limit_leaves_goes_to_all_that_others_have(store: Store) -> None:
+    store.worker({QUEUE: 10})
+    store.do(control.set_tenant, "acme", "ann", limit=1)
+    store.enqueue(13, tenant="acme")
+    store.enqueue(7, tenant="beta")
+    assert tenants(store, store.promote()[QUEUE]) == {"acme": 1, "beta": 7}
+
+
 def test_with_a_single_slot_tenants_take_turns(store: Store) -> None:
     worker = store.worker({QUEUE: 1})
     for tenant in ("a", "b", "c"):
