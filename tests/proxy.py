@@ -146,6 +146,7 @@ class Proxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # for what was accepted meanwhile, and for connections to be closed
 
     def _cut(self) -> int:
         pairs = list(self._pairs)
@@ -159,14 +160,23 @@ class Proxy:
         return len(self._pairs)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._server.is_serving():  # it was just accepted when the end came
+            writer.transport.abort()
+            return
         self.accepted += 1
-        task = self._loop.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pair = _Pair(writer)
         self._pairs.add(pair)
+        task = self._loop.create_task(self._serve(reader, pair))
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._left(task, pair))
+
+    def _left(self, task: asyncio.Task[None], pair: "_Pair") -> None:
+        """Called for every connection, also for one that ends before it was served at all."""
+        self._tasks.discard(task)
+        self._pairs.discard(pair)
+        pair.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, pair: "_Pair") -> None:
         try:
             await self._thawed.wait()
             if self.mode == "reset":
@@ -174,13 +184,10 @@ class Proxy:
             answers, pair.upstream = await self._connect()
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(reader, pair.upstream, pair, from_client=True))
-                both.create_task(self._pump(answers, writer, pair, from_client=False))
+                both.create_task(self._pump(answers, pair.client, pair, from_client=False))
             pair.ended = True
         except* OSError:
             pass  # either end went away, or nobody listens upstream: the other end learns it by a reset
-        finally:
-            self._pairs.discard(pair)
-            pair.close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if isinstance(self.upstream, Path):
