@@ -164,8 +164,9 @@ def needs(scope: Scope, *, operator: bool = False) -> Callable[..., Awaitable[Jo
     return door
 
 
+running = needs(Scope.RUN)
 Reader = Annotated[JobQ, Depends(needs(Scope.READ))]
-Runner = Annotated[JobQ, Depends(needs(Scope.RUN))]
+Runner = Annotated[JobQ, Depends(running)]
 Admin = Annotated[JobQ, Depends(needs(Scope.ADMIN))]
 OperatorReader = Annotated[JobQ, Depends(needs(Scope.READ, operator=True))]
 Operator = Annotated[JobQ, Depends(needs(Scope.ADMIN, operator=True))]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import time
+from asyncio import get_running_loop
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -44,6 +46,8 @@ from jobq.tail import Tail
 log = logging.getLogger(__name__)
 
 _PREFIX = "/v1"
+_THREADS = 40
+"""As many as FastAPI has for routes that are no coroutines."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 """No name has such a character, and routes would take "a%0A" for "a"."""
@@ -58,6 +62,7 @@ def create_app(settings: Settings, jobq: JobQ | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "jobq-api"))  # of asyncio.to_thread
         app.state.watching = Watching(Tail(door.database))
         app.state.broadcast = Broadcast(door.database)
         yield
@@ -97,6 +102,10 @@ def _openapi(app: FastAPI, document: dict[str, Any]) -> dict[str, Any]:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
         document["security"] = [{"key": []}, {}]
         links.draw(document)
+        named = (operations for path, operations in document["paths"].items() if "{" in path)
+        for operation in (operation for operations in named for operation in operations.values()):
+            for status, problem in problems.documented(404).items():  # of what has no name that anything can have
+                operation["responses"].setdefault(str(status), problem)
         app.openapi_schema = document
     return document
 

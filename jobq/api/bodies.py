@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from jobq.definition import Key
 from jobq.errors import InvalidInput, JobQError
@@ -14,13 +14,23 @@ from jobq.validation import MAX_BYTES, check_media_type, located, parse, parse_j
 
 Model = TypeVar("Model", bound=BaseModel)
 
-IdempotencyKey = Annotated[
-    Key | None,
-    Header(
-        alias="Idempotency-Key",
-        description="A repeated request with the same key and body changes nothing, and is answered as the first one.",
-    ),
-]
+_REPEATED = "A repeated request with the same key and body changes nothing, and is answered as the first one."
+IdempotencyKey = Annotated[Key | None, Header(alias="Idempotency-Key", description=_REPEATED)]
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key", "in": "header", "required": False, "description": _REPEATED,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+}  # fmt: skip
+"""The same as a parameter of OpenAPI, for a route that reads it by hand: see ``idempotency_key``."""
+
+
+class _Keyed(BaseModel):
+    key: Key = Field(alias="Idempotency-Key")
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The header, judged. Raises InvalidInput."""
+    given = request.headers.get("Idempotency-Key")
+    return None if given is None else parse(_Keyed, {"Idempotency-Key": given}).key
 
 
 async def document(request: Request) -> Any:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 from zlib import crc32
@@ -10,6 +11,7 @@ from zlib import crc32
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import run_state_machine_as_test
 from schemathesis import checks
 from schemathesis.specs.openapi.checks import (
@@ -28,9 +30,10 @@ CHECKS = [
 STREAMS = re.compile(r"/events$|/logs/stream$")  # they do not end
 
 
-def asked(examples: int, steps: int = 6) -> settings:
+def asked(examples: int, steps: int = 6, *, derandomize: bool = True) -> settings:
+    """So many examples; ``derandomize``: the same ones each time."""
     return settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True, database=None,
+        max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=derandomize, database=None,
         phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
@@ -60,12 +63,12 @@ def schema(api: Api) -> Any:
     return found
 
 
-def ask_each(schema: Any, examples: int) -> int:
+def ask_each(schema: Any, examples: int, **how: bool) -> int:
     """So many requests to each operation, valid or not."""
     count = 0
     for operation in (result.ok() for result in schema.get_all_operations()):
 
-        @asked(examples)
+        @asked(examples, **how)
         @given(case=operation.as_strategy())
         def ask(case: Any) -> None:
             case.call_and_validate(checks=CHECKS)
@@ -75,7 +78,7 @@ def ask_each(schema: Any, examples: int) -> int:
     return count
 
 
-def walk(schema: Any, examples: int, steps: int) -> Counter[str]:
+def walk(schema: Any, examples: int, steps: int, **how: bool) -> Counter[str]:
     """So many walks along the links: what was made is looked at, changed and ended. Returns which paths of things that
     are there were answered.
     """
@@ -87,7 +90,9 @@ def walk(schema: Any, examples: int, steps: int) -> Counter[str]:
             if response.status_code < 300 and "_id}" in case.operation.path:
                 found[case.operation.path] += 1
 
-    run_state_machine_as_test(Walk, settings=asked(examples, steps))
+    # Hypothesis takes beginnings of walks up again, and finds another API there than the first time: that ends its search.
+    with suppress(FlakyStrategyDefinition):
+        run_state_machine_as_test(Walk, settings=asked(examples, steps, **how))
     return found
 
 
@@ -116,8 +121,11 @@ def test_an_answer_of_long_walks_is_documented_also_where_it_is_rare(api: Api) -
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_the_api_answers_as_documented_whatever_it_is_asked(schema: Any) -> None:
-    ask_each(schema, 30)
-    assert len(walk(schema, 30, 12)) > 10
+    ask_each(schema, 60, derandomize=False)
+    found: Counter[str] = Counter()
+    for _ in range(6):
+        found += walk(schema, 30, 12, derandomize=False)
+    assert len(found) > 15, f"the walks came to few things: {found}"
 
 
 def test_each_thing_that_is_made_is_linked_to_what_can_be_asked_about_it(api: Api) -> None:
