@@ -21,7 +21,8 @@ from jobq.settings import LOG_FORMATS
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from jobq.store.claim import Claimed, Report
+    from jobq.store.claim import Claimed
+    from jobq.store.record import Report
 
 _CHATTY = ("celery", "kombu", "alembic", "asyncio", "amqp", "redis", "uvicorn", "opentelemetry", "urllib3")
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from jobq.store.claim import Claimed, Report
+    from jobq.store.claim import Claimed
+    from jobq.store.record import Report
 
 MOST_SERIES = 1000
 """Of a family: beyond it, queues are counted as ``OTHER``."""

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from jobq.models import Job, Outcome
     from jobq.net import Target
     from jobq.settings import Settings
-    from jobq.store.claim import Claimed, Report
+    from jobq.store.claim import Claimed
+    from jobq.store.record import Report
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from jobq.models import Attempt, FanOut, Job, Outcome, Replicated
 from jobq.retry import OF_CHILDREN
 from jobq.states import Reason
 from jobq.store import control, exports, fanin, fanout, jobs, listing, promote, settle
-from jobq.store.claim import TAKEN, Claimed, Report, with_data
+from jobq.store.claim import TAKEN, Claimed, with_data
 from jobq.store.entities import Content
 from jobq.store.fanout import Added, ChildPolicy, Owner, Sifted, TargetPlan
+from jobq.store.record import Report
 from jobq.store.tables import jobs as job_table
 from jobq.store.tables import watermarks
 from jobq.sync import TargetSpec

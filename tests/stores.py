@@ -15,9 +15,11 @@ from jobq.retry import RetryPolicy
 from jobq.states import Desired
 from jobq.store import claim as claims
 from jobq.store import control, finish, jobs, listing, materialize, promote, workers, workflows
+from jobq.store import record as records
 from jobq.store import why as reasons
-from jobq.store.claim import Claimant, Claimed, Report
+from jobq.store.claim import Claimant, Claimed
 from jobq.store.database import Database
+from jobq.store.record import Report
 from jobq.store.sql import later
 from jobq.store.tables import jobs as job_table
 from jobq.store.tables import workflows as workflow_table
@@ -169,7 +171,7 @@ class Store:
         return claimed
 
     def record(self, worker: UUID, *reports: Report) -> set[UUID]:
-        return self.do(claims.record, worker, reports)
+        return self.do(records.record, worker, reports)
 
     def end(self, worker: UUID, job: Claimed, outcome: Outcome | None = None, **report: Any) -> set[UUID]:
         """Record one outcome; None: succeeded."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobq.store import artifacts
-from jobq.store.claim import Claimed, Held, lock_held, mark_executing, save_checkpoints
+from jobq.store.claim import Claimed
 from jobq.store.database import Connection, Database
+from jobq.store.held import Held, lock_held, mark_executing, save_checkpoints
 from jobq.store.logs import append, drop, next_line, size
 from workers.joblog import Flushed, JobLog
 from workers.redaction import Redaction

@@ -25,8 +25,9 @@ from jobq.errors import Unavailable
 from jobq.plugins import Stop
 from jobq.settings import Settings
 from jobq.states import Desired
-from jobq.store.claim import Claimant, Held
+from jobq.store.claim import Claimant
 from jobq.store.database import Database
+from jobq.store.held import Held
 from jobq.store.workers import (
     Identity,
     Renewal,

@@ -20,8 +20,9 @@ from uuid import UUID
 from jobq import logs, metrics, telemetry
 from jobq.errors import Unavailable
 from jobq.models import Outcome
-from jobq.store.claim import Held, Report, record
 from jobq.store.database import Connection, Database, Refusal
+from jobq.store.held import Held
+from jobq.store.record import Report, record
 
 log = logging.getLogger(__name__)
 

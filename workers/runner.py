@@ -26,9 +26,11 @@ from jobq.models import Outcome
 from jobq.plugins import Context, JobRef, Stop
 from jobq.retry import RetryPolicy, stored_policy
 from jobq.states import Reason
-from jobq.store.claim import Claimant, Claimed, Held, Report, claim, claim_waiting
+from jobq.store.claim import Claimant, Claimed, claim, claim_waiting
 from jobq.store.database import Database
 from jobq.store.fanout import QUEUE as CHILDREN
+from jobq.store.held import Held
+from jobq.store.record import Report
 from jobq.validation import parse
 from workers.executors import Executors
 from workers.journal import Journal

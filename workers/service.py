@@ -12,10 +12,10 @@ from jobq.errors import Unavailable
 from jobq.loop import Loop
 from jobq.plugins import Stop
 from jobq.settings import Settings
-from jobq.store.claim import Report
 from jobq.store.database import Database
 from jobq.store.installation import installation_id
 from jobq.store.jobs import running_here
+from jobq.store.record import Report
 from workers.container import ContainerExecutor
 from workers.container.engine import EngineError
 from workers.container.orphans import OrphanReaper

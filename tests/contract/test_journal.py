@@ -8,8 +8,9 @@ import pytest
 
 from jobq.errors import Unavailable
 from jobq.store import logs, workers
-from jobq.store.claim import Claimed, Held
+from jobq.store.claim import Claimed
 from jobq.store.database import Connection, Database
+from jobq.store.held import Held
 from tests.stores import Store
 from workers.journal import Journal
 

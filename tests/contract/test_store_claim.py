@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from jobq.store import claim as claims
-from jobq.store import control, promote, workers
+from jobq.store import control, held, promote, workers
 from jobq.store.claim import Claimant
 from jobq.store.jobs import new_id
 from tests.stores import QUEUE, Store, ahead, failed
@@ -151,22 +151,22 @@ def test_work_that_lives_on_a_host_is_prepared_first_and_its_host_is_noted(store
 
 def test_prepared_work_is_executing_only_for_its_owner_and_under_its_attempt(store: Store, worker: UUID) -> None:
     job = store.running(worker, host="engine-1")[0]
-    store.do(claims.mark_executing, store.worker(), [(job.id, 1)])
-    store.do(claims.mark_executing, worker, [(job.id, 0), (job.id, 2)])
+    store.do(held.mark_executing, store.worker(), [(job.id, 1)])
+    store.do(held.mark_executing, worker, [(job.id, 0), (job.id, 2)])
     assert store.state(job.id) == "RUNNING·preparing"
-    store.do(claims.mark_executing, worker, [(job.id, 1), (new_id(), 1)])
+    store.do(held.mark_executing, worker, [(job.id, 1), (new_id(), 1)])
     assert store.state(job.id) == "RUNNING·executing"
 
 
 def test_what_an_attempt_saved_comes_with_the_next_claim(store: Store, worker: UUID) -> None:
     job = store.running_one(worker)
-    store.do(claims.save_checkpoints, {job.id: {"position": 42, "at": "é"}})
+    store.do(held.save_checkpoints, {job.id: {"position": 42, "at": "é"}})
     store.end(worker, job, failed())
     assert store.again(worker, job.id).checkpoint == {"position": 42, "at": "é"}
 
 
 def test_saving_no_checkpoints_does_nothing(store: Store) -> None:
-    store.do(claims.save_checkpoints, {})
+    store.do(held.save_checkpoints, {})
 
 
 def test_a_claim_that_is_rolled_back_leaves_the_job_queued(store: Store, worker: UUID) -> None:

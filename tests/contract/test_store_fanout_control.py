@@ -12,8 +12,8 @@ from jobq.models import Outcome
 from jobq.retry import OF_CHILDREN
 from jobq.states import Trigger
 from jobq.store import control, settle, targets, workers
-from jobq.store.claim import MAX_REQUEUES
 from jobq.store.jobs import get_data
+from jobq.store.record import MAX_REQUEUES
 from jobq.store.settle import Sweeps
 from jobq.store.sql import instant_text
 from tests.fanouts import (

@@ -9,9 +9,9 @@ from jobq import metrics
 from jobq.models import Outcome
 from jobq.states import Reason
 from jobq.store import gauges, materialize
-from jobq.store.claim import record
 from jobq.store.database import Connection
 from jobq.store.gauges import Gauges, read_gauges
+from jobq.store.record import record
 from scheduler.reap import Reaper
 from tests.stores import Store, ended, failed
 

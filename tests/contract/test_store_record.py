@@ -11,7 +11,7 @@ from jobq.models import Outcome, Step
 from jobq.retry import RetryPolicy
 from jobq.states import Reason
 from jobq.store import control, workers
-from jobq.store.claim import MAX_REQUEUES
+from jobq.store.record import MAX_REQUEUES
 from tests.stores import STEP, Store, attempt, ended, failed
 
 LATER = timedelta(minutes=5)

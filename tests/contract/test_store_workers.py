@@ -9,8 +9,7 @@ import pytest
 from jobq.models import Outcome
 from jobq.retry import RetryPolicy
 from jobq.states import Desired
-from jobq.store import claim as claims
-from jobq.store import workers
+from jobq.store import held, workers
 from jobq.store.jobs import new_id
 from jobq.store.workers import Renewal
 from tests.stores import QUEUE, Store, ended, failed, identity, wanted
@@ -278,7 +277,7 @@ def test_a_live_worker_on_the_host_takes_over_what_the_dead_left_at_the_same_att
 ) -> None:
     heir = store.worker(host="engine-1")
     job = store.running(worker, host="engine-1", spec={"image": "x"}, state=[1])[0]
-    store.do(claims.save_checkpoints, {job.id: {"position": 7}})
+    store.do(held.save_checkpoints, {job.id: {"position": 7}})
     die(store, worker)
     (taken,) = store.do(workers.adopt, heir, "engine-1", 50)
     assert (taken.id, taken.attempt, taken.started_at) == (job.id, 1, job.started_at)

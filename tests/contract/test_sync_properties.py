@@ -26,8 +26,9 @@ from jobq.retry import stored_policy
 from jobq.settings import Settings
 from jobq.states import Reason
 from jobq.store import control, exports, workers
-from jobq.store.claim import Claimed, Report
+from jobq.store.claim import Claimed
 from jobq.store.database import Database
+from jobq.store.record import Report
 from jobq.store.tables import metadata
 from jobq.validation import parse
 from tests import memory

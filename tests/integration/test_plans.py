@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from jobq.models import Outcome
 from jobq.retry import RetryPolicy
 from jobq.states import Trigger
-from jobq.store import claim, finish, jobs, materialize, promote, quotas, workers
+from jobq.store import claim, finish, jobs, materialize, promote, quotas, record, workers
 from jobq.store.database import Database
 from tests.fanouts import FanOuts, keys, refused
 
@@ -75,8 +75,8 @@ class Recorded:
         return taken
 
     def end(self, taken: list[claim.Claimed], outcome: Outcome) -> None:
-        reports = [claim.Report(job.id, job.attempt, outcome, job.started_at, RetryPolicy(), []) for job in taken]
-        assert len(self.run(lambda conn: claim.record(conn, self.worker, reports))) == len(taken)
+        reports = [record.Report(job.id, job.attempt, outcome, job.started_at, RetryPolicy(), []) for job in taken]
+        assert len(self.run(lambda conn: record.record(conn, self.worker, reports))) == len(taken)
 
     def drain(self) -> None:
         while ids := self.promote(BATCH):

@@ -14,8 +14,9 @@ from jobq.plugins import Context, Kind, Stop
 from jobq.settings import Settings
 from jobq.specs import Spec
 from jobq.store import promote, workers
-from jobq.store.claim import Claimant, Report, claim_waiting
+from jobq.store.claim import Claimant, claim_waiting
 from jobq.store.database import Database
+from jobq.store.record import Report
 from tests.services import wait_until
 from tests.stores import Store
 from workers.runner import Running

@@ -12,8 +12,11 @@ from sqlalchemy.engine import Connection
 from jobq.retry import stored_policy
 from jobq.states import Desired
 from jobq.store import claim as claims
-from jobq.store import workers
-from jobq.store.claim import Claimant, Claimed, Held, Report
+from jobq.store import held, workers
+from jobq.store import record as records
+from jobq.store.claim import Claimant, Claimed
+from jobq.store.held import Held
+from jobq.store.record import Report
 from tests.machine.fates import OUTCOMES, reported
 from tests.machine.ground import Hand
 from tests.machine.people import numbers
@@ -224,8 +227,8 @@ class Machine(Schedulers):
         ours = asked & {Held(job.id, job.attempt, job.worker_id) for job in self.jobs(status="RUNNING")}
 
         def write(conn: Connection) -> tuple[set[Held], set[Held]]:
-            locked, others = claims.lock_held(conn, asked)
-            claims.save_checkpoints(conn, {held.job_id: {"note": self.stage.steps} for held in locked})
+            locked, others = held.lock_held(conn, asked)
+            held.save_checkpoints(conn, {held.job_id: {"note": self.stage.steps} for held in locked})
             return locked, others
 
         assert self.store.do(write) == (ours, asked - ours)
@@ -236,7 +239,7 @@ class Machine(Schedulers):
     def executing(self, number: int) -> None:
         """The preparation is over."""
         hand = self.pick([hand for hand in self.live_hands() if hand.held], number)
-        self.store.do(claims.mark_executing, hand.id, [(job.id, job.attempt) for job in hand.held.values()])
+        self.store.do(held.mark_executing, hand.id, [(job.id, job.attempt) for job in hand.held.values()])
         for job_id in hand.held:
             job = self.last.jobs.get(job_id)
             if job is not None and (job.reason, job.worker_id) == ("preparing", hand.id):
@@ -287,7 +290,7 @@ class Machine(Schedulers):
             )
             for job, word in said
         ]
-        assert self.store.do(claims.record, by, reports) == owned
+        assert self.store.do(records.record, by, reports) == owned
 
     @precondition(lambda self: self.claims)
     @rule(number=st.integers(0, 20), word=words)

@@ -1,6 +1,6 @@
 """What the store's functions do to the row of the job. Each is one transaction: it happens at once, or not at all.
 
-What becomes of an attempt is not copied here but asked of the product: ``jobq.store.claim._decided`` and ``_ending``
+What becomes of an attempt is not copied here but asked of the product: ``jobq.store.record._decided`` and ``_ending``
 for reports, ``jobq.store.workers._lost`` for what the dead left, and behind them ``jobq.states`` and ``jobq.retry``.
 Copied are the guards, which are SQL.
 """
@@ -16,8 +16,8 @@ from uuid import UUID
 from jobq.models import Outcome
 from jobq.retry import RetryPolicy
 from jobq.states import TERMINAL, Desired, Reason, Status
-from jobq.store.claim import Report, _decided, _ending
 from jobq.store.finish import Change
+from jobq.store.record import Report, _decided, _ending
 from jobq.store.workers import _lost
 from tests.model.world import NOBODY, NOWHERE, Job, Phase, Row, Rules, Scenario, Work, World, row_of
 
@@ -58,7 +58,7 @@ def _policy(retry_lost: bool, max_attempts: int) -> RetryPolicy:
 
 @cache
 def of_report(phase: Phase, drained: bool, desired: Desired, counts: tuple[int, int, int], lost: bool) -> Verdict:
-    """``jobq.store.claim.record`` on a report; ``counts``: failures, requeues and max_attempts of the row."""
+    """``jobq.store.record.record`` on a report; ``counts``: failures, requeues and max_attempts of the row."""
     failures, requeues, most = counts
     report = Report(_ID, 1, OUTCOMES[phase], _NOW, _policy(lost, most), [], drained)
     if report.outcome.status is Status.COMPLETED:
@@ -102,7 +102,7 @@ def claim(job: Job, identity: int, host: int, rules: Rules) -> Job | None:
 
 
 def record(job: Job, work: Work, drained: bool, scenario: Scenario) -> Job:
-    """``jobq.store.claim.record``: the same job if the outcome was refused."""
+    """``jobq.store.record.record``: the same job if the outcome was refused."""
     rules = scenario.rules
     if job.status is not Status.RUNNING:
         return job

@@ -17,8 +17,9 @@ from jobq.errors import Conflict
 from jobq.retry import RetryPolicy
 from jobq.states import TERMINAL, WAKING, Desired, Reason, Status
 from jobq.store import control, jobs, promote, tables, workers
-from jobq.store.claim import Claimant, Report, claim, record
+from jobq.store.claim import Claimant, claim
 from jobq.store.database import Connection, Database
+from jobq.store.record import Report, record
 from jobq.store.sql import later, now
 from tests.model import database as model
 from tests.model.bugs import AGAIN, LEFT, PROBE, WANTED
