@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from jobq import metrics
 from jobq.store.database import Database
-from jobq.store.finish import release_blocked
 from jobq.store.materialize import materialize
+from jobq.store.overlap import release_blocked
 
 _LONGEST = 1.0
 """Seconds after which the next slot is looked up again: a workflow may have been created meanwhile."""

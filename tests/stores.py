@@ -14,7 +14,7 @@ from jobq.models import Attempt, Job, Outcome, Step, Workflow
 from jobq.retry import RetryPolicy
 from jobq.states import Desired
 from jobq.store import claim as claims
-from jobq.store import control, finish, jobs, listing, materialize, promote, workers, workflows
+from jobq.store import control, jobs, listing, materialize, overlap, promote, workers, workflows
 from jobq.store import record as records
 from jobq.store import why as reasons
 from jobq.store.claim import Claimant, Claimed
@@ -224,7 +224,7 @@ class Store:
         return new_job(**{**defaults, **fields})
 
     def release_blocked(self) -> int:
-        return self.do(finish.release_blocked)
+        return self.do(overlap.release_blocked)
 
 
 def ended(job: Claimed, outcome: Outcome | None = None, **more: Any) -> Report:

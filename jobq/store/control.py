@@ -11,8 +11,9 @@ from sqlalchemy.engine import Connection, Row
 from jobq.errors import Conflict, NotFound
 from jobq.states import Desired, Reason, Status, Transition, Trigger, canceled
 from jobq.store.database import take_promote_lock
-from jobq.store.finish import Change, EndedAttempt, finish, put_back, release_blocked
+from jobq.store.finish import Change, EndedAttempt, finish, put_back
 from jobq.store.jobs import new_id
+from jobq.store.overlap import release_blocked
 from jobq.store.sql import insert, now
 from jobq.store.tables import after, events, jobs, queues, tenants, workflows
 

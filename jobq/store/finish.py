@@ -25,6 +25,7 @@ from jobq.store.after import free
 from jobq.store.commits import after_commit
 from jobq.store.failures import count_failures
 from jobq.store.fanin import Parked, count_ends, park, with_children
+from jobq.store.overlap import release_next
 from jobq.store.sql import Instant, Json, id_list, incoming, insert, is_one_of, later, now, rows_json
 from jobq.store.tables import attempts, fanouts, jobs, workflows
 from jobq.store.wakeup import announce
@@ -210,7 +211,7 @@ def _end(conn: Connection, happened: Sequence[Change]) -> Sequence[Row[Any]]:
     for workflow_id, count in count_failures(conn, [rows[change.id] for change in happened if change.id in rows]):
         terminate(conn, workflow_id, f"{count} jobs in a row failed")
     count_ends(conn, ended, {change.id: change.report for change in happened if change.report is not None})
-    _release_next(conn, ended)
+    release_next(conn, ended)
     return ended
 
 
@@ -328,49 +329,6 @@ def _kept(ended: EndedAttempt) -> dict[str, Any]:
 
 
 # --- what an end means to others -------------------------------------------------------------------------------
-
-
-def _release_next(conn: Connection, ended: Sequence[Row[Any]]) -> None:
-    """A slot's job that had to wait for its predecessor (overlap) is ready now."""
-    waited_for = {row.workflow_id for row in ended if row.workflow_id and row.trigger == Trigger.AUTOMATIC}
-    if waited_for and release_blocked(conn, waited_for):
-        announce(conn)
-
-
-def release_blocked(conn: Connection, of: Iterable[UUID] | None = None) -> int:
-    """PENDING·blocked → ready for the oldest blocked job of each workflow that has no other AUTOMATIC job under way.
-
-    Called where such a job ends and, for an end that was not visible yet when the successor arrived, by a sweep.
-    """
-    dialect = conn.dialect.name
-    parameters = {} if of is None else {"ids": id_list(dialect, of)}
-    return len(conn.execute(_release(dialect, of is None), parameters).all())
-
-
-@cache
-def _release(dialect: str, everywhere: bool) -> Any:
-    blocked, other = jobs.alias("blocked"), jobs.alias("other")
-    under_way = sa.exists().where(
-        other.c.workflow_id == blocked.c.workflow_id,
-        other.c.finished_at.is_(None),
-        other.c.trigger == Trigger.AUTOMATIC.value,
-        sa.or_(other.c.reason != Reason.BLOCKED.value, other.c.slot_at < blocked.c.slot_at),
-    )
-    chosen = (
-        sa.select(blocked.c.id)
-        .where(blocked.c.reason == sa.literal_column("'blocked'"), blocked.c.workflow_id.is_not(None), ~under_way)
-        .where(blocked.c.trigger == Trigger.AUTOMATIC.value)  # others wait for jobs that they name: jobq.store.after
-        .order_by(blocked.c.id)
-        .with_for_update(skip_locked=True, of=blocked)
-    )
-    if not everywhere:
-        chosen = chosen.where(is_one_of(dialect, blocked.c.workflow_id, "ids"))
-    return (
-        sa.update(jobs)
-        .where(jobs.c.id.in_(chosen))
-        .values(reason=Reason.READY.value, ready_at=now())
-        .returning(jobs.c.id)
-    )
 
 
 def terminate(conn: Connection, workflow_id: UUID, message: str) -> bool:

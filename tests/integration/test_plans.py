@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from jobq.models import Outcome
 from jobq.retry import RetryPolicy
 from jobq.states import Trigger
-from jobq.store import claim, finish, jobs, materialize, promote, quotas, record, workers
+from jobq.store import claim, jobs, materialize, overlap, promote, quotas, record, workers
 from jobq.store.database import Database
 from tests.fanouts import FanOuts, keys, refused
 
@@ -150,7 +150,7 @@ def test_a_look_that_finds_nothing_walks_past_nothing(recorded: Recorded, analyz
     recorded.run(promote.unclaimed)
     recorded.run(promote.seconds_to_next_due)
     recorded.run(promote.wake)
-    recorded.run(finish.release_blocked)
+    recorded.run(overlap.release_blocked)
     recorded.run(materialize.materialize)
     recorded.run(lambda conn: workers.release_lost(conn, reattach_grace=300.0))
     recorded.run(lambda conn: workers.adopt(conn, recorded.worker, "here", 50))
