@@ -75,6 +75,7 @@ def make_celery(settings: Settings) -> Celery:
         # As where a queue is deleted just after it was declared: Celery's worker would exit, with all its jobs.
         broker_channel_error_retry=True,
         broker_connection_timeout=5,
+        broker_heartbeat=10,  # RabbitMQ: a connection that says nothing is given up after 20 s, else after minutes
         broker_transport_options=_transport_options(scheme),
         accept_content=["json"],
         task_serializer="json",
@@ -105,7 +106,10 @@ def _transport_options(scheme: str) -> dict[str, Any]:
             "ack_emulation": False, "socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True,
             "health_check_interval": 25,
         }  # fmt: skip
-    return {"confirm_publish": True} if scheme in {"amqp", "amqps", "pyamqp"} else {}
+    if scheme in {"amqp", "amqps", "pyamqp"}:
+        # Heartbeats are looked at by a loop that has begun: an answer that does not come before that ends the wait, too.
+        return {"confirm_publish": True, "read_timeout": 15, "write_timeout": 15}
+    return {}
 
 
 def message_queue(settings: Settings, queue: str) -> Queue:

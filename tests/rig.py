@@ -96,9 +96,12 @@ class Rig:
             wait_until(lambda: self._takes(ear), timeout=timeout, what=f"the worker of {ear} to take a hint")  # noqa: B023
 
     def _takes(self, queue: str) -> bool:
-        """Whether a hint at a job that nobody knows leaves the broker: only a consumer takes it."""
+        """Whether hints at jobs that nobody knows leave the broker: only a consumer takes them.
+
+        There are more than RabbitMQ hands to a connection that says nothing.
+        """
         try:
-            self.broker.publish([Hint(queue, [new_id()])])
+            self.broker.publish([Hint(queue, [new_id()]) for _ in range(10)])
             wait_until(lambda: self.broker.depth(queue) == 0, timeout=2, interval=0.05)
         except (Unavailable, TimeoutError):
             return False

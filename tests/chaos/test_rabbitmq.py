@@ -10,6 +10,7 @@ import pytest
 
 from jobq.broker import message_queue
 from tests.conftest import upgrade_at
+from tests.proxy import Proxy
 from tests.rig import Rig
 from tests.services import Postgres, RabbitMQ, wait_until
 
@@ -19,6 +20,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300), pytest.mark.needs_rab
 @dataclass
 class Stage:
     rig: Rig
+    proxy: Proxy
+    """Before the server, for the fleet."""
     server: RabbitMQ
     vhost: str
 
@@ -41,9 +44,12 @@ def fleet_on_rabbitmq(
     database, vhost = postgres_server.url(postgres_server.create()), rabbitmq_session.create()
     upgrade_at(database)
     url, folder = rabbitmq_session.url(vhost), tmp_path_factory.mktemp(request.param)
-    with Rig(folder, database, url, url, acks=request.param) as rig:
+    with (
+        Proxy(("127.0.0.1", rabbitmq_session.port)) as proxy,
+        Rig(folder, database, proxy.url(url), url, acks=request.param) as rig,
+    ):
         rig.start()
-        yield Stage(rig, rabbitmq_session, vhost)
+        yield Stage(rig, proxy, rabbitmq_session, vhost)
 
 
 @pytest.fixture
@@ -97,3 +103,23 @@ def give_up_after(stage: Stage, milliseconds: int) -> None:
     stage.server.control("eval", f"application:set_env(rabbit, consumer_timeout, {milliseconds}).")
     stage.server.control("eval", "application:set_env(rabbit, channel_tick_interval, 1000).")
     stage.server.control("close_all_connections", "-p", stage.vhost, "the test changes the consumer timeout")
+
+
+def test_connections_to_rabbitmq_that_went_silent_for_good_are_given_up_within_a_minute(stage: Stage) -> None:
+    """A worker that is cut off in this way, perhaps while it connects, must not wait for ever."""
+    assert stage.proxy.silence() > 0
+    stage.rig.load(300, 0.02)
+    stage.rig.settle_each_once(60)
+    stage.rig.listen(60)
+
+
+def test_a_rabbitmq_that_accepts_connections_and_says_nothing_holds_nobody_up(stage: Stage) -> None:
+    stage.proxy.freeze()
+    stage.rig.load(300, 0.02)
+    stage.rig.settle_each_once(60)
+    began = stage.proxy.accepted
+    wait_until(lambda: stage.proxy.accepted > began, timeout=60, what="new connections, which are silent, too")
+    stage.rig.load(100, 0.02)
+    stage.rig.settle_each_once(60)
+    stage.proxy.heal()
+    stage.rig.listen(60)
