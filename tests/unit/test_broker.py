@@ -76,7 +76,10 @@ def test_celery_takes_json_only_keeps_no_results_and_obeys_no_remote_control(url
 def test_messages_are_acknowledged_early_on_redis_and_late_on_rabbitmq() -> None:
     redis_, rabbitmq = (make_celery(Settings(broker_url=url)).conf for url in ("redis://h/0", "amqp://h//"))
     assert (redis_.task_acks_late, redis_.worker_disable_prefetch) == (False, True)
-    assert (rabbitmq.task_acks_late, rabbitmq.broker_transport_options) == (True, {"confirm_publish": True})
+    assert (rabbitmq.task_acks_late, rabbitmq.broker_transport_options) == (
+        True,
+        {"confirm_publish": True, "read_timeout": 15, "write_timeout": 15},
+    )
 
 
 def test_a_half_open_redis_is_noticed() -> None:
