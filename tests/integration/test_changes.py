@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
@@ -51,9 +51,14 @@ class Site:
 @pytest.fixture(autouse=True)
 def listeners(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("jobq.remote.following._PATIENCE", 5.0)
-    Listener.over = threading.Event()
+    Listener.over, Listener.threads = threading.Event(), []
     yield
     Listener.over.set()
+    monkeypatch.setattr(
+        "jobq.remote.following._PATIENCE", 0.0
+    )  # who tries again draws random numbers, which others watch
+    for thread in Listener.threads:
+        thread.join(3)
 
 
 @pytest.fixture
@@ -83,11 +88,13 @@ class Listener:
     """Somebody who reads changes on a thread; when all is over, nothing is there to be read any more."""
 
     over = threading.Event()
+    threads: ClassVar[list[threading.Thread]] = []
 
     def __init__(self, changes: Iterator[Change]) -> None:
         self.heard: list[Change] = []
         self._changes, self._over = changes, Listener.over
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.threads.append(threading.Thread(target=self._listen, daemon=True))
+        self.threads[-1].start()
 
     def _listen(self) -> None:
         try:
