@@ -301,10 +301,11 @@ def test_killed_replicating_workers_lose_no_entity_and_repeat_themselves_recogni
     job = stage.start("patient", [stage.service("patient")])
     for children in (20, 120, 220):
         stage.reached(job.id, children)
-        [victim] = stage.fleet.ask(
+        busiest = (
             "SELECT w.name FROM jobq_workers w JOIN jobq_jobs j ON j.worker_id = w.id WHERE j.parent_id = :id "
-            "GROUP BY w.id, w.name ORDER BY count(*) DESC LIMIT 1", id=job.id,
-        )  # fmt: skip
+            "GROUP BY w.id, w.name ORDER BY count(*) DESC LIMIT 1"
+        )
+        [victim] = wait_until(lambda busiest=busiest: stage.fleet.ask(busiest, id=job.id), what="a child to run")  # type: ignore[misc]
         stage.kill(int(victim.name.rpartition(":")[2]))
     done = stage.ended(job.id)
 
