@@ -88,15 +88,15 @@ class App:
     def _run(self, *args: Any, **_: Any) -> None:
         """The one task: "look at these job ids". What is no such hint is dropped and counted, never executed."""
         with self.ear.message():
-            hint = parse_hint(args)
-            if hint is None or self.worker is None:
+            hint, worker = parse_hint(args), self.worker
+            if hint is None or worker is None:
                 self._drop()
                 log.warning("a message was dropped: it is no hint of this version")
                 return
-            left = self.worker.hint(hint.queue, hint.ids)
+            left = worker.hint(hint.queue, hint.ids)
             if left:
                 self._pass_on(Hint(hint.queue, left))
-                self.worker.slots.wait_for_room(hint.queue, _FULL)  # else this worker would be told the same again
+                worker.slots.wait_for_room(hint.queue, _FULL)  # else this worker would be told the same again
 
     def _pass_on(self, hint: Hint) -> None:
         """Jobs found no room here: another worker may have some, and would look into the database seconds later."""

@@ -189,8 +189,8 @@ _BEGINNING = ("", "")  # tenants are never empty, so that every (tenant, lane) i
 def _candidates(conn: Connection, queue: str, room: int, cursor: Cursor) -> tuple[list[Candidate], bool]:
     """The heads of the lanes, round about, and whether there may be more.
 
-    Each fetch begins behind the last lane that the one before has read as far as it wanted; the i-th takes room ÷ i rows, so that one busy
-    tenant is read deep and a thousand tenants are each read a little.
+    Each fetch begins behind the last lane that the one before did not cut short; the i-th takes room ÷ i rows, so that
+    one busy tenant is read deep and a thousand tenants are each read a little.
     """
     start = cursor.after.pop(queue, _BEGINNING)
     place, wrapped = start, start == _BEGINNING

@@ -13,5 +13,5 @@ down_revision = "0013"
 
 
 def upgrade() -> None:
-    """Walks that are under way begin anew as first ones."""
+    """Walks that are under way go on as first ones, and get a second."""
     op.add_column("jobq_webhook_endpoints", sa.Column("hooked_behind", sa.BigInteger()))
